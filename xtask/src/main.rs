@@ -1,0 +1,37 @@
+//! `cargo xtask …`: every command that a contributor or CI needs, each a module of its own.
+//!
+//! The commands install what they need, can run twice in a row and say plainly what they cannot do.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod cluster;
+mod ebpf;
+mod image;
+mod process;
+
+/// The project's own commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build the eBPF object that the resolver embeds
+    BuildEbpf(ebpf::Args),
+    /// Build the container images as OCI archives
+    Image(image::Args),
+    /// Run a real two-node Kubernetes on this machine
+    Cluster(cluster::Args),
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::BuildEbpf(args) => ebpf::run(&args),
+        Command::Image(args) => image::run(&args),
+        Command::Cluster(args) => cluster::run(&args),
+    }
+}

@@ -1,0 +1,282 @@
+//! The resolver stream: what operator and resolver say to each other, one JSON object a line.
+//!
+//! A resolver opens one HTTP/2 POST to every operator replica; the request body carries [`ResolverMessage`]s, the
+//! response body [`OperatorMessage`]s. Every message says the protocol version that its reader must understand; fields
+//! that a reader does not know are ignored, so additions need no new version. State flows from operator to resolver;
+//! what flows back are states too (acknowledged, held), repeated whole on every new stream, so that none can be lost.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The newest protocol version that this build reads, and the one that it writes.
+pub const PROTOCOL: u32 = 1;
+
+/// Longest line that a reader accepts, in bytes: a snapshot is sent as one message per Service, so a line carries one
+/// Service at most, with up to 1,000 backends on each of its ports.
+pub const MAX_LINE: usize = 4 << 20;
+
+/// Both sides send [`OperatorMessage::Heartbeat`] or [`ResolverMessage::Heartbeat`] this often.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A peer that has been silent for this long is taken for gone: four heartbeats, so that one late packet
+/// (TCP retransmits after 200 ms at the least) costs nobody the stream.
+pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Whether connections to a Service are intercepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Clients reach the target directly; nothing of ours is in the path.
+    Serve,
+    /// Resolvers accept connections, hold them while the target is down, and forward them.
+    Proxy,
+}
+
+impl Mode {
+    /// The one spelling, in the resource, in metrics and in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Serve => "serve",
+            Self::Proxy => "proxy",
+        }
+    }
+}
+
+/// From operator to resolver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum OperatorMessage {
+    /// First on every stream: who speaks. A snapshot follows.
+    Hello {
+        /// Identity of the operator replica: its pod's name.
+        replica: String,
+        /// Whether the replica holds the Lease. Only a leader's snapshot removes what it does not name.
+        leader: bool,
+        /// How often the Lease has changed hands; a leader of a lower epoch is not the leader any more.
+        epoch: u64,
+    },
+    /// The state of one Service: new, or changed.
+    Service(Box<ServiceState>),
+    /// The snapshot is complete: it named these `ElastiService`s (by UID), and no other exists.
+    SnapshotEnd {
+        /// UIDs of all `ElastiService`s.
+        uids: Vec<String>,
+    },
+    /// The `ElastiService` is gone; its UID never comes back.
+    Remove {
+        /// UID of the `ElastiService`.
+        uid: String,
+    },
+    /// Sent every [`HEARTBEAT_INTERVAL`].
+    Heartbeat {
+        /// As in [`OperatorMessage::Hello`].
+        leader: bool,
+        /// As in [`OperatorMessage::Hello`].
+        epoch: u64,
+    },
+}
+
+/// All that a resolver needs to know of one `ElastiService`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceState {
+    /// UID of the `ElastiService`: the key of everything, so that a namesake is never mistaken for it.
+    pub uid: String,
+    /// Namespace of the `ElastiService` and of its Service.
+    pub namespace: String,
+    /// Name of the `ElastiService`.
+    pub name: String,
+    /// Name of the public Service.
+    pub service: String,
+    /// Counts the changes of mode and ports that were written to the resource's status. A resolver ignores a state
+    /// with a lower revision than the one it has; of two with the same revision the later message holds.
+    pub revision: u64,
+    /// Whether connections are intercepted.
+    pub mode: Mode,
+    /// Whether the resolver redirects connections on its node. In [`Mode::Proxy`] only, and only once the slices are
+    /// published or no pod is left that could serve.
+    pub redirect: bool,
+    /// The Service's cluster IPs, one per family; their connections are redirected.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Cluster IPs of the private Service, which kube-proxy keeps fresh: where a resolver forwards to when it has heard
+    /// from no operator for long.
+    pub fallback: Vec<IpAddr>,
+    /// The Service's TCP ports.
+    pub ports: Vec<PortState>,
+    /// How connections are held.
+    pub hold: HoldPolicy,
+}
+
+/// One TCP port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortState {
+    /// The port's number in the Service: what clients dial.
+    pub port: u16,
+    /// The resolver's listener for it, unique in the cluster.
+    pub interception_port: u16,
+    /// Ready endpoints of the target for this port: pod address and target port.
+    pub backends: Vec<SocketAddr>,
+}
+
+/// How long and how many connections are held for one `ElastiService`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HoldPolicy {
+    /// A connection that has been held for this long is closed.
+    pub timeout: Duration,
+    /// More connections than this are refused, per resolver.
+    pub max_connections: u32,
+}
+
+impl Default for HoldPolicy {
+    /// Ten minutes, as `KubeElasti` holds, and 10,000 connections, as Knative's activator queues for a revision.
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(600), max_connections: 10_000 }
+    }
+}
+
+/// From resolver to operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum ResolverMessage {
+    /// First on every stream: who speaks.
+    Hello {
+        /// Name of the resolver's pod; must be the pod that the token was issued for.
+        pod: String,
+        /// Name of its node.
+        node: String,
+        /// The pod's addresses, at most one per family: what slices publish.
+        addresses: Vec<IpAddr>,
+        /// `None` when connections are redirected on the node by eBPF, else why they are not.
+        redirect_disabled: Option<String>,
+    },
+    /// What the resolver has made of a [`ServiceState`].
+    Ack {
+        /// UID of the `ElastiService`.
+        uid: String,
+        /// Revision of the state that is in effect.
+        revision: u64,
+        /// Every interception port of the state has an open listener.
+        listening: bool,
+        /// Connections on the node are redirected.
+        redirecting: bool,
+        /// Why it is not as the state says, if so.
+        error: Option<String>,
+    },
+    /// How much traffic an `ElastiService` has at this resolver: sent at once when `held` leaves zero, else no more
+    /// often than every [`HEARTBEAT_INTERVAL`] while it changes.
+    Traffic {
+        /// UID of the `ElastiService`.
+        uid: String,
+        /// Connections that are waiting for the target now.
+        held: u32,
+        /// Connections that are forwarded now.
+        forwarding: u32,
+        /// Connections accepted since the resolver started; growth is traffic.
+        accepted: u64,
+    },
+    /// The resolver is about to stop: it must leave all slices; it goes on serving meanwhile.
+    Leaving,
+    /// Sent every [`HEARTBEAT_INTERVAL`].
+    Heartbeat,
+}
+
+/// Why a line is not a message.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// The sender is newer and means something that this build cannot know.
+    #[error("the message needs protocol version {needed}, this build knows {PROTOCOL}: upgrade it")]
+    NewerVersion {
+        /// The version that the message needs.
+        needed: u32,
+    },
+    /// Not JSON, or not a message of this protocol.
+    #[error("not a message of this protocol: {0}")]
+    Malformed(#[from] serde_json::Error),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope<T> {
+    /// The protocol version that the reader must understand.
+    v: u32,
+    #[serde(flatten)]
+    message: T,
+}
+
+/// One line, newline included.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, serde_json::Error> {
+    let mut line = serde_json::to_vec(&Envelope { v: PROTOCOL, message })?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// Reads one line. A message of a newer protocol version is told apart from a broken one.
+pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, DecodeError> {
+    #[derive(Deserialize)]
+    struct Version {
+        v: u32,
+    }
+    let Version { v } = serde_json::from_slice(line)?;
+    if v > PROTOCOL {
+        return Err(DecodeError::NewerVersion { needed: v });
+    }
+    Ok(serde_json::from_slice::<Envelope<T>>(line)?.message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service() -> ServiceState {
+        ServiceState {
+            uid: "u".into(),
+            namespace: "n".into(),
+            name: "e".into(),
+            service: "s".into(),
+            revision: 3,
+            mode: Mode::Proxy,
+            redirect: true,
+            cluster_ips: vec!["10.96.0.1".parse().unwrap(), "fd00:96::1".parse().unwrap()],
+            fallback: vec![],
+            ports: vec![PortState {
+                port: 80,
+                interception_port: 20_000,
+                backends: vec!["10.244.0.9:8080".parse().unwrap(), "[fd00::9]:8080".parse().unwrap()],
+            }],
+            hold: HoldPolicy::default(),
+        }
+    }
+
+    #[test]
+    fn messages_survive_the_wire() {
+        let messages = [
+            OperatorMessage::Hello { replica: "a".into(), leader: true, epoch: 4 },
+            OperatorMessage::Service(Box::new(service())),
+            OperatorMessage::SnapshotEnd { uids: vec!["u".into()] },
+            OperatorMessage::Heartbeat { leader: false, epoch: 4 },
+        ];
+        for message in messages {
+            let line = encode(&message).unwrap();
+            assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+            assert_eq!(decode::<OperatorMessage>(&line).unwrap(), message);
+        }
+        let ack =
+            ResolverMessage::Ack { uid: "u".into(), revision: 1, listening: true, redirecting: false, error: None };
+        assert_eq!(decode::<ResolverMessage>(&encode(&ack).unwrap()).unwrap(), ack);
+        let leaving = encode(&ResolverMessage::Leaving).unwrap();
+        assert_eq!(decode::<ResolverMessage>(&leaving).unwrap(), ResolverMessage::Leaving);
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored_and_newer_versions_are_named() {
+        let added = br#"{"v":1,"type":"remove","uid":"u","because":"new"}"#;
+        assert_eq!(decode::<OperatorMessage>(added).unwrap(), OperatorMessage::Remove { uid: "u".into() });
+        let newer = br#"{"v":2,"type":"teleport"}"#;
+        assert!(matches!(decode::<OperatorMessage>(newer), Err(DecodeError::NewerVersion { needed: 2 })));
+        assert!(matches!(decode::<OperatorMessage>(b"GET /"), Err(DecodeError::Malformed(_))));
+    }
+}

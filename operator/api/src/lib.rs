@@ -1,7 +1,7 @@
 //! What operator and resolver share, and all that they know about each other.
 //!
 //! Reading order: [`names`] (what objects, ports and flags are called), [`message`] (what travels on the resolver
-//! stream), and, with the feature `crd`, [`v1alpha1`] (the `ElastiService` resource).
+//! stream), and, with the feature `crd`, [`v1alpha1`] (the ElastiService resource).
 
 pub mod message;
 pub mod names;

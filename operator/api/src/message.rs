@@ -60,14 +60,14 @@ pub enum OperatorMessage {
     },
     /// The state of one Service: new, or changed.
     Service(Box<ServiceState>),
-    /// The snapshot is complete: it named these `ElastiService`s (by UID), and no other exists.
+    /// The snapshot is complete: it named these ElastiServices (by UID), and no other exists.
     SnapshotEnd {
-        /// UIDs of all `ElastiService`s.
+        /// UIDs of all ElastiServices.
         uids: Vec<String>,
     },
-    /// The `ElastiService` is gone; its UID never comes back.
+    /// The ElastiService is gone; its UID never comes back.
     Remove {
-        /// UID of the `ElastiService`.
+        /// UID of the ElastiService.
         uid: String,
     },
     /// Sent every [`HEARTBEAT_INTERVAL`].
@@ -79,15 +79,15 @@ pub enum OperatorMessage {
     },
 }
 
-/// All that a resolver needs to know of one `ElastiService`.
+/// All that a resolver needs to know of one ElastiService.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceState {
-    /// UID of the `ElastiService`: the key of everything, so that a namesake is never mistaken for it.
+    /// UID of the ElastiService: the key of everything, so that a namesake is never mistaken for it.
     pub uid: String,
-    /// Namespace of the `ElastiService` and of its Service.
+    /// Namespace of the ElastiService and of its Service.
     pub namespace: String,
-    /// Name of the `ElastiService`.
+    /// Name of the ElastiService.
     pub name: String,
     /// Name of the public Service.
     pub service: String,
@@ -122,7 +122,7 @@ pub struct PortState {
     pub backends: Vec<SocketAddr>,
 }
 
-/// How long and how many connections are held for one `ElastiService`.
+/// How long and how many connections are held for one ElastiService.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HoldPolicy {
@@ -133,9 +133,9 @@ pub struct HoldPolicy {
 }
 
 impl Default for HoldPolicy {
-    /// Ten minutes, as `KubeElasti` holds, and 10,000 connections, as Knative's activator queues for a revision.
+    /// Ten minutes, as KubeElasti holds, and 10,000 connections, as Knative's activator queues for a revision.
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(600), max_connections: 10_000 }
+        Self { timeout: Duration::from_mins(10), max_connections: 10_000 }
     }
 }
 
@@ -156,7 +156,7 @@ pub enum ResolverMessage {
     },
     /// What the resolver has made of a [`ServiceState`].
     Ack {
-        /// UID of the `ElastiService`.
+        /// UID of the ElastiService.
         uid: String,
         /// Revision of the state that is in effect.
         revision: u64,
@@ -167,10 +167,10 @@ pub enum ResolverMessage {
         /// Why it is not as the state says, if so.
         error: Option<String>,
     },
-    /// How much traffic an `ElastiService` has at this resolver: sent at once when `held` leaves zero, else no more
+    /// How much traffic an ElastiService has at this resolver: sent at once when `held` leaves zero, else no more
     /// often than every [`HEARTBEAT_INTERVAL`] while it changes.
     Traffic {
-        /// UID of the `ElastiService`.
+        /// UID of the ElastiService.
         uid: String,
         /// Connections that are waiting for the target now.
         held: u32,
@@ -261,7 +261,7 @@ mod tests {
         ];
         for message in messages {
             let line = encode(&message).unwrap();
-            assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+            assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(line.len() - 1));
             assert_eq!(decode::<OperatorMessage>(&line).unwrap(), message);
         }
         let ack =

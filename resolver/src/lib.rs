@@ -1,1 +1,27 @@
-//! Not written yet.
+//! The resolver: on every node it accepts connections to Services that are intercepted, holds them while the target is
+//! down, and forwards them as soon as it is up.
+//!
+//! Reading order: [`directory`] (what the operators said), [`fallback`] (whom to believe when they are silent),
+//! [`supervisor`] (makes it so: listeners, redirects, acknowledgements), [`service`] (what the connections of one
+//! Service share), [`listener`], [`hold`] and [`forward`] (the life of one connection), [`report`] (what flows back to
+//! the operators), [`stream`] (the wire), [`app`] (the wiring), [`config`].
+//!
+//! One task owns all state; it and the connections talk through watch channels, so nothing queues without bound.
+
+pub mod app;
+pub mod config;
+pub mod directory;
+pub mod fallback;
+pub mod forward;
+pub mod hold;
+pub mod interception;
+pub mod listener;
+pub mod metrics;
+pub mod report;
+pub mod service;
+pub mod stream;
+pub mod supervisor;
+pub mod wake;
+
+#[cfg(test)]
+pub(crate) mod testing;

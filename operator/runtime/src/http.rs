@@ -4,7 +4,7 @@
 //! read through [`read_body`] with a limit), and no request can end the server.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -48,6 +48,16 @@ impl Server {
         };
         bind.await
             .map_err(|error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
+    }
+
+    /// Listens on `port` of all addresses of both families, or of IPv4 alone where the kernel has no IPv6.
+    pub async fn bind_any(port: u16) -> io::Result<Self> {
+        match Self::bind((Ipv6Addr::UNSPECIFIED, port).into()).await {
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                Self::bind((Ipv4Addr::UNSPECIFIED, port).into()).await
+            }
+            bound => bound,
+        }
     }
 
     /// The address in use.

@@ -1,0 +1,141 @@
+//! The wiring: from a configuration to a running resolver, for the program and for tests alike.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use elasti_runtime::admin::{Readiness, Routes};
+use elasti_runtime::http::Server;
+use elasti_runtime::shutdown;
+use elasti_runtime::telemetry::Levels;
+use prometheus::Registry;
+use tokio::net::TcpSocket;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::forward::Dialer;
+use crate::interception::{Interception, Redirect};
+use crate::listener::Context;
+use crate::metrics::Metrics;
+use crate::report::Board;
+use crate::stream;
+use crate::stream::connection::{Connector, Identity};
+use crate::supervisor::{Heard, Parts, SNAPSHOT, Said, Supervisor};
+
+/// Messages of all streams on their way to the supervisor; when it falls behind, the streams wait.
+const SAID_BUFFER: usize = 256;
+
+/// How long connections are accepted after the resolver has left the slices, whether any come or not: kube-proxy
+/// follows within a second or two, and not every kube-proxy is quick.
+const LEAVE_GRACE: Duration = Duration::from_secs(5);
+
+/// Resets of the last connections take microseconds.
+const RESET_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What redirects connections on the node.
+pub enum Redirection {
+    /// This does.
+    On {
+        /// Writes the map.
+        redirect: Box<dyn Redirect>,
+        /// Keeps the resolver's own sockets from being redirected.
+        mark: fn(&TcpSocket) -> io::Result<()>,
+    },
+    /// Nothing does, and why.
+    Off(String),
+}
+
+/// A resolver that is wired up and not running yet.
+pub struct Bound {
+    /// Where probes and metrics are.
+    pub admin: SocketAddr,
+    server: Server,
+    routes: Routes,
+    readiness: Readiness,
+    supervisor: Supervisor,
+    said: mpsc::Receiver<Said>,
+    connector: Connector,
+    connections: TaskTracker,
+    ended: CancellationToken,
+    drain_timeout: Duration,
+}
+
+/// Wires a resolver up. Fails when the admin port is taken.
+pub async fn build(config: Config, redirection: Redirection, levels: Levels) -> anyhow::Result<Bound> {
+    let registry = Registry::new();
+    let metrics = Metrics::new(&registry)?;
+    let readiness = Readiness::default();
+    readiness.block(SNAPSHOT);
+    let (board, heard, connections, ended) =
+        (Board::default(), Heard::default(), TaskTracker::new(), CancellationToken::new());
+    let (redirect, mark, redirect_disabled) = match redirection {
+        Redirection::On { redirect, mark } => (Some(redirect), Some(mark), None),
+        Redirection::Off(reason) => (None, None, Some(reason)),
+    };
+    let dialer = Dialer { mark };
+    let supervisor = Supervisor::new(Parts {
+        pod: config.pod_ips.clone(),
+        patience: config.patience,
+        interception: Interception::new(redirect, metrics.clone()),
+        context: Context { dialer, connections: connections.clone(), ended: ended.clone() },
+        board: board.clone(),
+        heard: heard.clone(),
+        readiness: readiness.clone(),
+        metrics: metrics.clone(),
+    });
+    let identity = Identity {
+        host: config.operator_host,
+        port: config.operator_port,
+        ca: config.ca_file,
+        token: config.token_file,
+        pod: config.pod,
+        node: config.node,
+        addresses: config.pod_ips,
+        redirect_disabled,
+    };
+    let (sender, said) = mpsc::channel(SAID_BUFFER);
+    let connector = Connector::new(identity, dialer, board, heard, metrics, sender);
+    let server = Server::bind_any(config.admin_port).await.context("admin server")?;
+    let routes = Routes::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"), registry, readiness.clone(), levels)?;
+    Ok(Bound {
+        admin: server.address(),
+        server,
+        routes,
+        readiness,
+        supervisor,
+        said,
+        connector,
+        connections,
+        ended,
+        drain_timeout: config.drain_timeout,
+    })
+}
+
+impl Bound {
+    /// Runs until `shutdown`; then leaves the slices, goes on serving until connections have ended or the drain time
+    /// has, and resets what is left.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let Self { routes, connections, ended, drain_timeout, .. } = self;
+        let tasks = TaskTracker::new();
+        tasks.spawn(self.server.serve(move |request| std::future::ready(routes.answer(&request)), ended.clone()));
+        tasks.spawn(self.supervisor.run(self.said, shutdown.clone()));
+        tasks.spawn(stream::run(self.connector, ended.clone()));
+
+        shutdown.cancelled().await;
+        self.readiness.block("nothing: the resolver is shutting down");
+        let drained = tokio::time::timeout(drain_timeout, async {
+            tokio::time::sleep(LEAVE_GRACE).await;
+            connections.close();
+            connections.wait().await;
+        });
+        if drained.await.is_err() && !connections.is_empty() {
+            tracing::warn!(connections = connections.len(), "resetting the connections that are left");
+        }
+        ended.cancel();
+        shutdown::drain(&connections, RESET_TIMEOUT).await;
+        shutdown::drain(&tasks, RESET_TIMEOUT).await;
+    }
+}

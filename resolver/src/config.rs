@@ -1,0 +1,189 @@
+//! Flags and environment of the resolver, turned into typed values. Everything that can be set is here.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use elasti_api::names;
+use elasti_runtime::config::Faults;
+use elasti_runtime::telemetry::{Format, Level};
+
+use crate::fallback::Patience;
+
+/// Holds connections to Services whose target is down, and forwards them when it is up.
+///
+/// Every flag can be given as environment variable too: `--pod-ips` is `ELASTI_POD_IPS`.
+#[derive(Debug, Parser)]
+#[command(name = names::RESOLVER, version)]
+pub struct Arguments {
+    /// Operators' stream, as host:port. The host must resolve to every replica, and be named in their certificate.
+    #[arg(long, default_value_t = format!("{}.{}.svc:{}", names::OPERATOR_STREAM_SERVICE, names::NAMESPACE, names::OPERATOR_STREAM_PORT))]
+    operator: String,
+    /// PEM bundle of the CAs that may sign the operators' certificate.
+    #[arg(long, default_value = "/etc/elasti/ca/ca.crt")]
+    ca_file: String,
+    /// ServiceAccount token for the operators.
+    #[arg(long, default_value = "/var/run/secrets/elasti/token")]
+    token_file: String,
+    /// Name of this pod.
+    #[arg(long, default_value = "")]
+    pod: String,
+    /// Name of its node.
+    #[arg(long, default_value = "")]
+    node: String,
+    /// Addresses of this pod, separated by commas.
+    #[arg(long, default_value = "")]
+    pod_ips: String,
+    /// Port for probes, metrics and the log level.
+    #[arg(long, default_value_t = names::RESOLVER_PORT.to_string())]
+    admin_port: String,
+    /// Whether eBPF redirects connections on the node: auto (where kernel and permissions allow it) or off.
+    #[arg(long, default_value = "auto")]
+    ebpf: String,
+    /// The node's root of cgroup2, as mounted in this container. Found in /proc/mounts if empty.
+    #[arg(long, default_value = "")]
+    cgroup: String,
+    /// How many seconds connections get to end once the resolver is asked to stop.
+    #[arg(long, default_value = "25")]
+    drain_timeout: String,
+    /// Log lines: text or json.
+    #[arg(long, default_value = "text")]
+    log_format: String,
+    /// What is logged: a level, or directives such as `elasti_resolver=debug,info`.
+    #[arg(long, default_value = "info")]
+    log_level: String,
+}
+
+/// The configuration in force.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Host of the operators' stream.
+    pub operator_host: String,
+    /// Port of the operators' stream.
+    pub operator_port: u16,
+    /// PEM bundle of CAs.
+    pub ca_file: PathBuf,
+    /// ServiceAccount token.
+    pub token_file: PathBuf,
+    /// Name of this pod.
+    pub pod: String,
+    /// Name of its node.
+    pub node: String,
+    /// Addresses of this pod, one per family at most.
+    pub pod_ips: Vec<IpAddr>,
+    /// Port for probes and metrics; 0 for any.
+    pub admin_port: u16,
+    /// Whether to redirect by eBPF where possible.
+    pub ebpf: bool,
+    /// The node's root of cgroup2, if it is not to be found.
+    pub cgroup: Option<PathBuf>,
+    /// How long connections get to end.
+    pub drain_timeout: Duration,
+    /// How log lines look.
+    pub log_format: Format,
+    /// What is logged.
+    pub log_level: Level,
+    /// When to believe whom; no flag, for tests.
+    pub patience: Patience,
+}
+
+impl Config {
+    /// Checks everything and reports every fault.
+    pub fn new(arguments: &Arguments) -> Result<Self, Faults> {
+        let mut faults = Faults::default();
+        let (operator_host, operator_port) = operator(&arguments.operator, &mut faults);
+        let cgroup = arguments.cgroup.trim();
+        let config = Self {
+            operator_host,
+            operator_port,
+            ca_file: faults.required("--ca-file", &arguments.ca_file).into(),
+            token_file: faults.required("--token-file", &arguments.token_file).into(),
+            pod: faults.required("--pod", &arguments.pod),
+            node: faults.required("--node", &arguments.node),
+            pod_ips: pod_ips(&arguments.pod_ips, &mut faults),
+            admin_port: faults.parse("--admin-port", &arguments.admin_port).unwrap_or_default(),
+            ebpf: ebpf(&arguments.ebpf, &mut faults),
+            cgroup: (!cgroup.is_empty()).then(|| cgroup.into()),
+            drain_timeout: Duration::from_secs(
+                // Kept within a day, so that no sum of times overflows.
+                faults.parse::<u32>("--drain-timeout", &arguments.drain_timeout).unwrap_or_default().min(86_400).into(),
+            ),
+            log_format: faults.parse("--log-format", &arguments.log_format).unwrap_or(Format::Text),
+            log_level: faults.parse("--log-level", &arguments.log_level).unwrap_or_default(),
+            patience: Patience::default(),
+        };
+        faults.finish(config)
+    }
+}
+
+/// `host:port`, or `[address]:port` for IPv6.
+fn operator(text: &str, faults: &mut Faults) -> (String, u16) {
+    const FLAG: &str = "--operator";
+    let Some((host, port)) = text.trim().rsplit_once(':') else {
+        faults.add(FLAG, format_args!("'{text}' must be host:port"));
+        return (String::new(), 0);
+    };
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    if host.is_empty() {
+        faults.add(FLAG, format_args!("'{text}' names no host"));
+    }
+    (host.to_owned(), faults.parse(FLAG, port).unwrap_or_default())
+}
+
+fn pod_ips(text: &str, faults: &mut Faults) -> Vec<IpAddr> {
+    const FLAG: &str = "--pod-ips";
+    let before = text.split(',').filter(|item| !item.trim().is_empty()).count();
+    let addresses: Vec<IpAddr> = faults.parse_list(FLAG, text);
+    if before == 0 {
+        faults.add(FLAG, "is required: status.podIPs of the downward API");
+    }
+    for family in [IpAddr::is_ipv4, IpAddr::is_ipv6] {
+        if addresses.iter().filter(|address| family(address)).count() > 1 {
+            faults.add(FLAG, format_args!("'{text}' has two addresses of one family"));
+        }
+    }
+    addresses
+}
+
+fn ebpf(text: &str, faults: &mut Faults) -> bool {
+    if !["auto", "off"].contains(&text) {
+        faults.add("--ebpf", format_args!("'{text}' must be 'auto' or 'off'"));
+    }
+    text == "auto"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(arguments: &[&str]) -> Result<Config, Faults> {
+        let arguments = ["elasti-resolver"].iter().chain(arguments).map(std::ffi::OsString::from);
+        Config::new(&elasti_runtime::config::parse(arguments).unwrap())
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_installation() {
+        let config = config(&["--pod=p", "--node=n", "--pod-ips=10.244.0.3,fd00::3"]).unwrap();
+        assert_eq!((&*config.operator_host, config.operator_port), ("elasti-operator-stream.elasti.svc", 8014));
+        assert_eq!((config.admin_port, config.ebpf, config.cgroup), (8013, true, None));
+        assert_eq!(config.pod_ips.len(), 2);
+    }
+
+    #[test]
+    fn every_fault_is_told_at_once() {
+        let faulty =
+            ["--operator=x", "--pod-ips=10.0.0.1,10.0.0.2", "--ebpf=on", "--admin-port=-1", "--log-format=xml"];
+        let told = config(&faulty.map(|flag| flag)).unwrap_err().to_string();
+        for flag in ["--operator", "--pod:", "--node", "--pod-ips", "--ebpf", "--admin-port", "--log-format"] {
+            assert!(told.contains(flag), "{flag} in {told}");
+        }
+    }
+
+    #[test]
+    fn an_operator_may_be_an_ipv6_address() {
+        let mut faults = Faults::default();
+        assert_eq!(operator("[fd00::1]:8014", &mut faults), ("fd00::1".to_owned(), 8014));
+        assert_eq!(faults, Faults::default());
+    }
+}

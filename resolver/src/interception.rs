@@ -1,0 +1,166 @@
+//! Which addresses are redirected to this resolver, and whether they are. What redirects is behind [`Redirect`], so
+//! that the resolver works without it too: EndpointSlices then bring all connections.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+
+use elasti_api::message::{Mode, ServiceState};
+
+use crate::metrics::Metrics;
+
+/// From what clients dial to where they are sent.
+pub type Entries = HashMap<SocketAddr, SocketAddr>;
+
+/// Redirects connections on this node until it is dropped.
+pub trait Redirect: Send {
+    /// Redirects these and no others, whatever was redirected before. The error says what failed.
+    fn sync(&mut self, entries: &Entries) -> Result<(), String>;
+}
+
+/// What one ElastiService wants redirected: its cluster IPs, each to this pod's address of the same family. Empty unless
+/// it is intercepted and the operator says that it is time.
+pub fn wanted(state: &ServiceState, pod: &[IpAddr]) -> Entries {
+    if state.mode != Mode::Proxy || !state.redirect {
+        return Entries::new();
+    }
+    let pairs = state.cluster_ips.iter().filter_map(|cluster_ip| {
+        let own = pod.iter().find(|own| own.is_ipv4() == cluster_ip.is_ipv4())?;
+        Some((*cluster_ip, *own))
+    });
+    pairs
+        .flat_map(|(cluster_ip, own)| {
+            state
+                .ports
+                .iter()
+                .map(move |port| (SocketAddr::new(cluster_ip, port.port), SocketAddr::new(own, port.interception_port)))
+        })
+        .collect()
+}
+
+/// What is redirected now.
+pub struct Interception {
+    redirect: Option<Box<dyn Redirect>>,
+    applied: Entries,
+    error: Option<String>,
+    metrics: Metrics,
+}
+
+impl Interception {
+    /// Nothing is redirected yet; `None` when nothing ever can be.
+    pub fn new(redirect: Option<Box<dyn Redirect>>, metrics: Metrics) -> Self {
+        metrics.redirect_enabled.set(redirect.is_some().into());
+        Self { redirect, applied: Entries::new(), error: None, metrics }
+    }
+
+    /// Redirects these and no others. With `repair` the map is written even if it should hold them already.
+    pub fn set(&mut self, entries: Entries, repair: bool) {
+        let Some(redirect) = &mut self.redirect else { return };
+        if !repair && self.error.is_none() && entries == self.applied {
+            return;
+        }
+        match redirect.sync(&entries) {
+            Ok(()) => {
+                self.applied = entries;
+                self.error = None;
+            }
+            Err(error) => {
+                if self.error.as_ref() != Some(&error) {
+                    tracing::error!(error, "cannot redirect connections; EndpointSlices still bring them");
+                }
+                self.applied.clear();
+                self.error = Some(error);
+            }
+        }
+        self.metrics.redirect_entries.set(i64::try_from(self.applied.len()).unwrap_or(i64::MAX));
+    }
+
+    /// Whether all of `wanted` is redirected; not when nothing is wanted.
+    pub fn covers(&self, wanted: &Entries) -> bool {
+        !wanted.is_empty() && wanted.iter().all(|(from, to)| self.applied.get(from) == Some(to))
+    }
+
+    /// Why connections are not redirected, if they should be.
+    pub fn error(&self) -> Option<&str> {
+        self.error.as_deref()
+    }
+
+    /// Redirects nothing from now on, for good.
+    pub fn stop(&mut self) {
+        self.set(Entries::new(), true);
+        self.redirect = None;
+        self.metrics.redirect_enabled.set(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::service_state;
+    use prometheus::Registry;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Default, Clone)]
+    struct Fake(Arc<Mutex<(u32, bool)>>);
+
+    impl Redirect for Fake {
+        fn sync(&mut self, _entries: &Entries) -> Result<(), String> {
+            let mut fake = self.0.lock().unwrap();
+            fake.0 += 1;
+            if fake.1 { Err("full".into()) } else { Ok(()) }
+        }
+    }
+
+    fn addresses(list: &[&str]) -> Vec<IpAddr> {
+        list.iter().map(|address| address.parse().unwrap()).collect()
+    }
+
+    fn entries() -> Entries {
+        wanted(&service_state("a", 1, 20_000), &addresses(&["10.244.0.3"]))
+    }
+
+    #[test]
+    fn cluster_ips_lead_to_the_pod_address_of_their_family() {
+        let mut state = service_state("a", 1, 20_000);
+        state.cluster_ips = addresses(&["10.96.0.1", "fd00::1"]);
+        let dual = wanted(&state, &addresses(&["10.244.0.3", "fd01::3"]));
+        assert_eq!(dual.len(), 2);
+        assert_eq!(dual[&"[fd00::1]:80".parse().unwrap()], "[fd01::3]:20000".parse().unwrap());
+        assert_eq!(wanted(&state, &addresses(&["10.244.0.3"])).len(), 1, "no address of the family: left alone");
+    }
+
+    #[test]
+    fn only_intercepted_services_are_redirected_and_only_when_it_is_time() {
+        let pod = addresses(&["10.244.0.3"]);
+        let serving = ServiceState { mode: Mode::Serve, ..service_state("a", 1, 20_000) };
+        assert!(wanted(&serving, &pod).is_empty());
+        let early = ServiceState { redirect: false, ..service_state("a", 1, 20_000) };
+        assert!(wanted(&early, &pod).is_empty());
+    }
+
+    #[test]
+    fn the_map_is_written_when_it_changes_or_for_repair() {
+        let fake = Fake::default();
+        let mut interception = Interception::new(Some(Box::new(fake.clone())), Metrics::new(&Registry::new()).unwrap());
+        interception.set(entries(), false);
+        interception.set(entries(), false);
+        assert_eq!(fake.0.lock().unwrap().0, 1);
+        interception.set(entries(), true);
+        assert_eq!(fake.0.lock().unwrap().0, 2);
+        assert!(interception.covers(&entries()));
+        interception.stop();
+        assert!(!interception.covers(&entries()));
+    }
+
+    #[test]
+    fn a_failed_write_is_told_and_tried_again() {
+        let fake = Fake::default();
+        fake.0.lock().unwrap().1 = true;
+        let mut interception = Interception::new(Some(Box::new(fake.clone())), Metrics::new(&Registry::new()).unwrap());
+        interception.set(entries(), false);
+        assert_eq!(interception.error(), Some("full"));
+        assert!(!interception.covers(&entries()));
+        fake.0.lock().unwrap().1 = false;
+        interception.set(entries(), false);
+        assert_eq!((interception.error(), interception.covers(&entries())), (None, true));
+    }
+}

@@ -1,0 +1,62 @@
+//! The resolver's program: flags, logs, signals; the rest is the library.
+
+use std::process::ExitCode;
+
+use elasti_resolver::app::{self, Redirection};
+use elasti_resolver::config::{Arguments, Config};
+use elasti_runtime::telemetry::Levels;
+use elasti_runtime::{config, shutdown, telemetry};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+fn main() -> ExitCode {
+    let arguments: Arguments = match config::parse(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
+    let config = match Config::new(&arguments) {
+        Ok(config) => config,
+        Err(faults) => {
+            eprintln!("{faults}");
+            return ExitCode::from(config::EX_USAGE);
+        }
+    };
+    match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(config: Config) -> anyhow::Result<()> {
+    let levels: Levels = telemetry::init(config.log_format, &config.log_level)?;
+    tracing::info!(?config, version = env!("CARGO_PKG_VERSION"), "configuration");
+    raise_open_files();
+    let shutdown = shutdown::on_signal()?;
+    let redirection = redirection(&config);
+    if let Redirection::Off(reason) = &redirection {
+        tracing::warn!(reason, "connections are not redirected on this node; EndpointSlices bring them");
+    }
+    let bound = app::build(config, redirection, levels).await?;
+    tracing::info!(admin = %bound.admin, "running");
+    bound.run(shutdown).await;
+    tracing::info!("ended");
+    Ok(())
+}
+
+/// Held connections cost one descriptor each, forwarded ones two: as many as the kernel allows this process.
+fn raise_open_files() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(?current, ?maximum, %error, "cannot raise the limit of open files");
+    }
+}
+
+fn redirection(config: &Config) -> Redirection {
+    if !config.ebpf {
+        return Redirection::Off("switched off by --ebpf".to_owned());
+    }
+    Redirection::Off("this build has no eBPF programs".to_owned())
+}

@@ -1,0 +1,215 @@
+//! What flows back to the operators: for each ElastiService what is in effect, and its traffic. States, not events: a
+//! stream compares them with what it has sent, so that none is lost and a new stream tells all.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use elasti_api::message::ResolverMessage;
+use tokio::sync::watch;
+
+use crate::service::Service;
+
+/// What is in effect of a state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ack {
+    /// The state's revision.
+    pub revision: u64,
+    /// Every interception port has an open listener.
+    pub listening: bool,
+    /// Connections on the node are redirected.
+    pub redirecting: bool,
+    /// Why it is not as the state says.
+    pub error: Option<String>,
+}
+
+/// How much traffic there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Connections that wait now.
+    pub held: u32,
+    /// Connections that are forwarded now.
+    pub forwarding: u32,
+    /// Connections accepted so far.
+    pub accepted: u64,
+}
+
+/// Tells every stream to look at once. The value says whether the resolver is leaving.
+#[derive(Clone, Debug)]
+pub struct News(watch::Sender<bool>);
+
+impl News {
+    /// Something has happened that cannot wait for the next heartbeat.
+    pub fn tell(&self) {
+        self.0.send_modify(|_| {});
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    service: Arc<Service>,
+    ack: Option<Ack>,
+}
+
+/// The present state of every ElastiService; clones share it.
+#[derive(Clone, Debug)]
+pub struct Board {
+    entries: Arc<Mutex<BTreeMap<String, Entry>>>,
+    news: News,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self { entries: Arc::default(), news: News(watch::Sender::new(false)) }
+    }
+}
+
+impl Board {
+    /// For those who have news.
+    pub fn news(&self) -> News {
+        self.news.clone()
+    }
+
+    /// Follows the news; the value says whether the resolver is leaving.
+    pub fn follow(&self) -> watch::Receiver<bool> {
+        self.news.0.subscribe()
+    }
+
+    /// The resolver is about to stop.
+    pub fn leave(&self) {
+        self.news.0.send_replace(true);
+    }
+
+    /// Whether the resolver is about to stop.
+    pub fn leaving(&self) -> bool {
+        *self.news.0.borrow()
+    }
+
+    /// Adds a Service that nothing is in effect of yet.
+    pub fn add(&self, uid: &str, service: Arc<Service>) {
+        self.entries().insert(uid.to_owned(), Entry { service, ack: None });
+    }
+
+    /// Takes a Service out.
+    pub fn remove(&self, uid: &str) {
+        self.entries().remove(uid);
+    }
+
+    /// Says what is in effect; streams learn at once of what is new.
+    pub fn acknowledge(&self, acks: impl IntoIterator<Item = (String, Ack)>) {
+        let mut changed = false;
+        {
+            let mut entries = self.entries();
+            for (uid, ack) in acks {
+                if let Some(entry) = entries.get_mut(&uid)
+                    && entry.ack.as_ref() != Some(&ack)
+                {
+                    entry.ack = Some(ack);
+                    changed = true;
+                }
+            }
+        }
+        if changed {
+            self.news.tell();
+        }
+    }
+
+    /// The operators have been sent the news that connections of `uid` are held.
+    pub fn notified(&self, uid: &str) {
+        if let Some(entry) = self.entries().get(uid) {
+            entry.service.notified();
+        }
+    }
+
+    /// What `sent` lacks: everything at a heartbeat (`regular`), else what cannot wait.
+    pub fn due(&self, sent: &mut Sent, regular: bool) -> Vec<ResolverMessage> {
+        let entries = self.entries();
+        if regular {
+            sent.0.retain(|uid, _| entries.contains_key(uid));
+        }
+        entries
+            .iter()
+            .flat_map(|(uid, entry)| sent.due(uid, entry.ack.as_ref(), entry.service.traffic(), regular))
+            .collect()
+    }
+
+    /// No code panics while it holds the lock.
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What one stream has sent.
+#[derive(Debug, Default)]
+pub struct Sent(BTreeMap<String, (Option<Ack>, Option<Traffic>)>);
+
+impl Sent {
+    fn due(&mut self, uid: &str, ack: Option<&Ack>, traffic: Traffic, regular: bool) -> Vec<ResolverMessage> {
+        // Nothing is said of an ElastiService before it is in effect.
+        let Some(ack) = ack else { return Vec::new() };
+        let (sent_ack, sent_traffic) = self.0.entry(uid.to_owned()).or_default();
+        let mut due = Vec::new();
+        if sent_ack.as_ref() != Some(ack) {
+            *sent_ack = Some(ack.clone());
+            due.push(ResolverMessage::Ack {
+                uid: uid.to_owned(),
+                revision: ack.revision,
+                listening: ack.listening,
+                redirecting: ack.redirecting,
+                error: ack.error.clone(),
+            });
+        }
+        let urgent = sent_traffic.is_none_or(|sent| sent.held == 0 && traffic.held > 0);
+        if urgent || regular && *sent_traffic != Some(traffic) {
+            *sent_traffic = Some(traffic);
+            let Traffic { held, forwarding, accepted } = traffic;
+            due.push(ResolverMessage::Traffic { uid: uid.to_owned(), held, forwarding, accepted });
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ACK: Ack = Ack { revision: 1, listening: true, redirecting: false, error: None };
+
+    fn traffic(held: u32, accepted: u64) -> Traffic {
+        Traffic { held, forwarding: 0, accepted }
+    }
+
+    fn kinds(due: &[ResolverMessage]) -> Vec<&'static str> {
+        let kind = |message: &ResolverMessage| match message {
+            ResolverMessage::Ack { .. } => "ack",
+            ResolverMessage::Traffic { .. } => "traffic",
+            _ => "other",
+        };
+        due.iter().map(kind).collect()
+    }
+
+    #[test]
+    fn a_new_stream_tells_all_once() {
+        let mut sent = Sent::default();
+        assert_eq!(kinds(&sent.due("a", Some(&ACK), traffic(0, 0), false)), ["ack", "traffic"]);
+        assert!(sent.due("a", Some(&ACK), traffic(0, 0), true).is_empty());
+    }
+
+    #[test]
+    fn the_first_held_connection_cannot_wait_other_traffic_can() {
+        let mut sent = Sent::default();
+        sent.due("a", Some(&ACK), traffic(0, 0), true);
+        assert!(sent.due("a", Some(&ACK), traffic(0, 1), false).is_empty());
+        assert_eq!(kinds(&sent.due("a", Some(&ACK), traffic(1, 2), false)), ["traffic"]);
+        assert!(sent.due("a", Some(&ACK), traffic(2, 3), false).is_empty());
+        assert_eq!(kinds(&sent.due("a", Some(&ACK), traffic(0, 3), true)), ["traffic"]);
+    }
+
+    #[test]
+    fn what_is_in_effect_is_told_at_once_and_nothing_before() {
+        let mut sent = Sent::default();
+        assert!(sent.due("a", None, traffic(1, 1), true).is_empty());
+        sent.due("a", Some(&ACK), traffic(0, 0), false);
+        let redirecting = Ack { redirecting: true, ..ACK };
+        assert_eq!(kinds(&sent.due("a", Some(&redirecting), traffic(0, 0), false)), ["ack"]);
+    }
+}

@@ -1,0 +1,223 @@
+//! What the connections of one ElastiService share: where to forward to, and the counts.
+//!
+//! The supervisor writes the [`View`]; connections read it and count themselves through guards, so that no way out of a
+//! connection leaves a count wrong.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use elasti_api::message::HoldPolicy;
+use tokio::sync::watch;
+
+use crate::hold::Closed;
+use crate::metrics::{Metrics, ServiceMetrics};
+use crate::report::{News, Traffic};
+use crate::wake::{Episode, Timeline};
+
+/// What connections need to know of their ElastiService.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// How connections are held.
+    pub hold: HoldPolicy,
+    /// Where connections to an interception port go, nowhere yet if empty. A port that is absent is no more.
+    pub targets: BTreeMap<u16, Arc<[SocketAddr]>>,
+}
+
+impl View {
+    /// Whether a connection to `port` has somewhere to go.
+    pub fn reachable(&self, port: u16) -> bool {
+        self.targets.get(&port).is_some_and(|targets| !targets.is_empty())
+    }
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    held: u32,
+    /// Present while `held` is not zero.
+    episode: Option<Episode>,
+}
+
+/// One ElastiService.
+#[derive(Debug)]
+pub struct Service {
+    namespace: String,
+    name: String,
+    view: watch::Sender<View>,
+    waiting: Mutex<Waiting>,
+    forwarding: AtomicU32,
+    accepted: AtomicU64,
+    all_metrics: Metrics,
+    metrics: ServiceMetrics,
+    news: News,
+}
+
+impl Service {
+    /// A Service that is not reachable yet. `news` is told when the first connection is held.
+    pub fn new(namespace: &str, name: &str, all_metrics: Metrics, news: News) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+            view: watch::Sender::new(View::default()),
+            waiting: Mutex::default(),
+            forwarding: AtomicU32::new(0),
+            accepted: AtomicU64::new(0),
+            metrics: all_metrics.service(namespace, name),
+            all_metrics,
+            news,
+        }
+    }
+
+    /// The metrics of this Service.
+    pub fn metrics(&self) -> &ServiceMetrics {
+        &self.metrics
+    }
+
+    /// Follows the view.
+    pub fn views(&self) -> watch::Receiver<View> {
+        self.view.subscribe()
+    }
+
+    /// Puts a new view in force.
+    pub fn set(&self, view: View) {
+        if view.targets.values().any(|targets| !targets.is_empty())
+            && let Some(episode) = &mut self.waiting().episode
+        {
+            episode.ready(Instant::now());
+        }
+        self.view.send_if_modified(|old| {
+            let changed = *old != view;
+            *old = view;
+            changed
+        });
+    }
+
+    /// The ElastiService is gone: held connections are closed, forwarded ones end by themselves.
+    pub fn remove(&self) {
+        self.view.send_replace(View::default());
+        self.all_metrics.forget(&self.namespace, &self.name);
+    }
+
+    /// The traffic at this moment.
+    pub fn traffic(&self) -> Traffic {
+        Traffic {
+            held: self.waiting().held,
+            forwarding: self.forwarding.load(Ordering::Relaxed),
+            accepted: self.accepted.load(Ordering::Relaxed),
+        }
+    }
+
+    /// An operator replica has been sent the news that connections are held.
+    pub fn notified(&self) {
+        if let Some(episode) = &mut self.waiting().episode {
+            episode.notified(Instant::now());
+        }
+    }
+
+    /// Counts an accepted connection.
+    pub fn accept(&self) {
+        self.accepted.fetch_add(1, Ordering::Relaxed);
+        self.metrics.accepted.inc();
+    }
+
+    /// Counts a connection as held until the guard goes; `None` when as many are held as may be. The operators learn at
+    /// once of the first one.
+    pub fn hold(self: &Arc<Self>, accepted: Instant, max: u32) -> Option<Held> {
+        let first = {
+            let mut waiting = self.waiting();
+            if waiting.held >= max {
+                return None;
+            }
+            waiting.held += 1;
+            let first = waiting.held == 1;
+            if first {
+                waiting.episode = Some(Episode::new(accepted));
+            }
+            first
+        };
+        self.metrics.held.inc();
+        if first {
+            self.news.tell();
+        }
+        Some(Held(Arc::clone(self)))
+    }
+
+    /// Counts a connection as forwarded until the guard goes.
+    pub fn forward(self: &Arc<Self>) -> Forwarding {
+        self.forwarding.fetch_add(1, Ordering::Relaxed);
+        self.metrics.forwarding.inc();
+        Forwarding(Arc::clone(self))
+    }
+
+    /// Counts a connection that never reached the target.
+    pub fn close(&self, reason: Closed) {
+        self.metrics.closed(reason);
+        tracing::debug!(namespace = self.namespace, service = self.name, reason = reason.as_str(), "closed");
+    }
+
+    /// No code panics while it holds the lock; if one did, counts would still be whole.
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log_wake(&self, timeline: &Timeline, held: u32) {
+        let millis = |duration: std::time::Duration| duration.as_secs_f64() * 1000.0;
+        tracing::info!(
+            namespace = self.namespace,
+            service = self.name,
+            notified_ms = timeline.notified.map(millis),
+            ready_ms = timeline.ready.map(millis),
+            forwarded_ms = timeline.forwarded.map(millis),
+            total_ms = millis(timeline.total),
+            held,
+            "wake"
+        );
+    }
+}
+
+/// Counts a connection as held.
+#[derive(Debug)]
+#[must_use]
+pub struct Held(Arc<Service>);
+
+impl Held {
+    /// The connection has reached the target: ends the hold, and logs the wake if it is the first.
+    pub fn reached(self) {
+        let (timeline, held) = {
+            let mut waiting = self.0.waiting();
+            let held = waiting.held;
+            (waiting.episode.as_mut().and_then(|episode| episode.forwarded(Instant::now())), held)
+        };
+        if let Some(timeline) = timeline {
+            self.0.all_metrics.woken(&timeline);
+            self.0.log_wake(&timeline, held);
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        {
+            let mut waiting = self.0.waiting();
+            waiting.held = waiting.held.saturating_sub(1);
+            if waiting.held == 0 {
+                waiting.episode = None;
+            }
+        }
+        self.0.metrics.held.dec();
+    }
+}
+
+/// Counts a connection as forwarded.
+#[derive(Debug)]
+#[must_use]
+pub struct Forwarding(Arc<Service>);
+
+impl Drop for Forwarding {
+    fn drop(&mut self) {
+        self.0.forwarding.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.forwarding.dec();
+    }
+}

@@ -1,0 +1,252 @@
+//! Makes what the operators say so: one task owns the [`Directory`], the listeners and the redirects.
+//!
+//! The order within one round: open listeners, then redirect to them; stop redirecting, then close listeners; then say
+//! what is in effect. A port that cannot be opened holds up nothing else and is tried again every second.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use elasti_api::message::{OperatorMessage, ServiceState};
+use elasti_runtime::admin::Readiness;
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use crate::directory::{Directory, Speaker};
+use crate::fallback::{self, Patience, Phase};
+use crate::interception::{self, Entries, Interception};
+use crate::listener::{Context, Listener};
+use crate::metrics::Metrics;
+use crate::report::{Ack, Board};
+use crate::service::{Service, View};
+
+/// What `/readyz` waits for.
+pub const SNAPSHOT: &str = "snapshot of an operator";
+
+/// How often ports that could not be opened are tried again, and silence is measured.
+const TICK: Duration = Duration::from_secs(1);
+
+/// The redirect map is written anew every this many ticks, should somebody have changed it behind our back.
+const REPAIR_TICKS: u64 = 5;
+
+/// Messages taken in before listeners and redirects follow: a snapshot costs few rounds, a lone change no wait.
+const BATCH: usize = 256;
+
+/// A message and who sent it.
+#[derive(Debug)]
+pub struct Said {
+    /// The sender.
+    pub from: Speaker,
+    /// The message.
+    pub message: OperatorMessage,
+}
+
+/// When an operator was last heard; clones share it.
+#[derive(Clone, Debug)]
+pub struct Heard(Arc<Mutex<Instant>>);
+
+impl Default for Heard {
+    /// The start counts as a word: operators get the same time to speak up.
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+}
+
+impl Heard {
+    /// An operator was heard now.
+    pub fn now(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn silence(&self) -> Duration {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+}
+
+struct Live {
+    service: Arc<Service>,
+    state: Arc<ServiceState>,
+    listeners: BTreeMap<u16, Listener>,
+    error: Option<String>,
+}
+
+/// What the supervisor is made of.
+pub struct Parts {
+    /// The addresses of this pod, at most one per family.
+    pub pod: Vec<IpAddr>,
+    /// When to believe whom.
+    pub patience: Patience,
+    /// What redirects.
+    pub interception: Interception,
+    /// What connections need.
+    pub context: Context,
+    /// Where to say what is in effect.
+    pub board: Board,
+    /// When an operator was last heard.
+    pub heard: Heard,
+    /// Told when the first snapshot is in effect.
+    pub readiness: Readiness,
+    /// For Services' metrics.
+    pub metrics: Metrics,
+}
+
+/// Owns all state.
+pub struct Supervisor {
+    parts: Parts,
+    directory: Directory,
+    live: BTreeMap<String, Live>,
+    phase: Phase,
+}
+
+impl Supervisor {
+    /// Knows of no ElastiService yet.
+    pub fn new(parts: Parts) -> Self {
+        Self { parts, directory: Directory::default(), live: BTreeMap::new(), phase: Phase::Informed }
+    }
+
+    /// Works until the context's end. From `leaving` on nothing is redirected, the listeners stay.
+    pub async fn run(mut self, mut said: mpsc::Receiver<Said>, leaving: CancellationToken) {
+        let ended = self.parts.context.ended.clone();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = 0;
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            tokio::select! {
+                biased;
+                () = ended.cancelled() => return,
+                () = leaving.cancelled(), if !self.parts.board.leaving() => self.leave(),
+                received = said.recv_many(&mut batch, BATCH) => {
+                    if received == 0 {
+                        return;
+                    }
+                    let touched =
+                        batch.drain(..).flat_map(|said| self.directory.apply(said.from, said.message)).collect();
+                    self.settle(&touched, false);
+                }
+                _ = tick.tick() => {
+                    ticks += 1;
+                    let touched = self.stale();
+                    self.settle(&touched, ticks % REPAIR_TICKS == 0);
+                }
+            }
+        }
+    }
+
+    fn leave(&mut self) {
+        self.parts.interception.stop();
+        self.parts.board.leave();
+    }
+
+    /// What time alone has made stale: all when the phase is another one, else what lacks a listener.
+    fn stale(&mut self) -> BTreeSet<String> {
+        let silence = self.parts.heard.silence();
+        let phase = fallback::phase(silence, self.parts.patience);
+        if phase != self.phase {
+            tracing::warn!(was = ?self.phase, now = ?phase, silence_s = silence.as_secs(), "operators' silence");
+            self.phase = phase;
+            return self.live.keys().cloned().collect();
+        }
+        self.live.iter().filter(|(_, live)| live.error.is_some()).map(|(uid, _)| uid.clone()).collect()
+    }
+
+    /// Makes what `touched` names as the directory says.
+    fn settle(&mut self, touched: &BTreeSet<String>, repair: bool) {
+        if touched.is_empty() && !repair {
+            self.ready();
+            return;
+        }
+        let mut gone = Vec::new();
+        for uid in touched {
+            match self.directory.services().get(uid) {
+                Some(state) => {
+                    let state = Arc::clone(state);
+                    self.update(uid, state);
+                }
+                None => gone.extend(self.live.remove_entry(uid)),
+            }
+        }
+        self.parts.interception.set(self.redirects(), repair);
+        for uid in touched {
+            if let Some(live) = self.live.get_mut(uid) {
+                let ports = &live.state.ports;
+                live.listeners.retain(|open, _| ports.iter().any(|port| port.interception_port == *open));
+            }
+        }
+        for (uid, live) in gone {
+            drop(live.listeners);
+            live.service.remove();
+            self.parts.board.remove(&uid);
+            tracing::info!(namespace = live.state.namespace, service = live.state.service, "removed");
+        }
+        self.parts.board.acknowledge(self.live.iter().map(|(uid, live)| (uid.clone(), self.ack(live))));
+        self.ready();
+    }
+
+    fn ready(&self) {
+        if self.directory.synced() {
+            self.parts.readiness.done(SNAPSHOT);
+        }
+    }
+
+    /// Opens what `state` lacks, and shows it to connections.
+    fn update(&mut self, uid: &str, state: Arc<ServiceState>) {
+        let Parts { metrics, board, context, .. } = &self.parts;
+        let live = self.live.entry(uid.to_owned()).or_insert_with(|| {
+            let service = Service::new(&state.namespace, &state.service, metrics.clone(), board.news());
+            let service = Arc::new(service);
+            board.add(uid, Arc::clone(&service));
+            Live { service, state: Arc::clone(&state), listeners: BTreeMap::new(), error: None }
+        });
+        if live.state.mode != state.mode || live.state.revision != state.revision {
+            let (namespace, service, mode) = (&state.namespace, &state.service, state.mode.as_str());
+            tracing::info!(namespace, service, mode, revision = state.revision, "changed");
+        }
+        live.state = state;
+        let targets = live
+            .state
+            .ports
+            .iter()
+            .map(|port| (port.interception_port, fallback::targets(&live.state, port, self.phase)));
+        live.service.set(View { hold: live.state.hold, targets: targets.collect() });
+        let was = live.error.take();
+        for port in live.state.ports.iter().map(|port| port.interception_port) {
+            if live.listeners.contains_key(&port) {
+                continue;
+            }
+            match Listener::open(port, Arc::clone(&live.service), context.clone()) {
+                Ok(listener) => drop(live.listeners.insert(port, listener)),
+                Err(error) => live.error = Some(format!("cannot listen on port {port}: {error}")),
+            }
+        }
+        if let Some(error) = &live.error
+            && was.as_ref() != Some(error)
+        {
+            let (namespace, service) = (&live.state.namespace, &live.state.service);
+            tracing::error!(namespace, service, error, "trying again every second");
+        }
+    }
+
+    /// What is to be redirected: only what is listened for, and nothing when the operators have been silent for long.
+    fn redirects(&self) -> Entries {
+        if self.phase == Phase::Abandoned || self.parts.board.leaving() {
+            return Entries::new();
+        }
+        let listening = self.live.values().filter(|live| live.error.is_none());
+        listening.flat_map(|live| interception::wanted(&live.state, &self.parts.pod)).collect()
+    }
+
+    fn ack(&self, live: &Live) -> Ack {
+        let wanted = interception::wanted(&live.state, &self.parts.pod);
+        let redirecting = self.parts.interception.covers(&wanted);
+        let unredirected = if wanted.is_empty() { None } else { self.parts.interception.error() };
+        Ack {
+            revision: live.state.revision,
+            listening: live.error.is_none(),
+            redirecting,
+            error: live.error.clone().or_else(|| unredirected.map(str::to_owned)),
+        }
+    }
+}

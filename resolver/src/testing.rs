@@ -1,0 +1,20 @@
+//! What unit tests share.
+
+use elasti_api::message::{HoldPolicy, Mode, PortState, ServiceState};
+
+/// An intercepted ElastiService with one port, 80, and no backend.
+pub(crate) fn service_state(uid: &str, revision: u64, interception_port: u16) -> ServiceState {
+    ServiceState {
+        uid: uid.into(),
+        namespace: "default".into(),
+        name: uid.into(),
+        service: uid.into(),
+        revision,
+        mode: Mode::Proxy,
+        redirect: true,
+        cluster_ips: vec!["10.96.0.1".parse().unwrap()],
+        fallback: vec![],
+        ports: vec![PortState { port: 80, interception_port, backends: vec![] }],
+        hold: HoldPolicy::default(),
+    }
+}

@@ -1,0 +1,379 @@
+//! What the cluster looks like, kept by watches and trimmed to what decisions need.
+//!
+//! One shared watch per kind for the whole cluster, never one per ElastiService; objects are reduced to the types of
+//! [`crate::observed`] as they arrive. Every change names the ElastiServices that it concerns. Reads never block on I/O.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use elasti_api::names;
+use elasti_api::v1alpha1::ElastiService;
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use crate::observed::{ObjectKey, ResolverSlice, ServiceObserved, TargetObserved, TargetState};
+use crate::target::Kind;
+
+mod project;
+pub mod watch;
+
+/// The cluster as it was last seen.
+#[derive(Default)]
+pub struct Caches {
+    tables: RwLock<Tables>,
+}
+
+#[derive(Default)]
+struct Tables {
+    elastis: HashMap<ObjectKey, Arc<ElastiService>>,
+    /// ElastiServices by the Service that they name.
+    by_service: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
+    /// ElastiServices by the target that they name.
+    by_target: HashMap<(Kind, ObjectKey), BTreeSet<ObjectKey>>,
+    /// ElastiServices by UID.
+    by_uid: HashMap<String, ObjectKey>,
+    services: HashMap<ObjectKey, ServiceObserved>,
+    /// Private Services by the UID of the ElastiService that they belong to.
+    private_by_uid: HashMap<String, BTreeSet<ObjectKey>>,
+    targets: HashMap<(Kind, ObjectKey), TargetObserved>,
+    /// Kinds whose watch has not come to its first list, and why.
+    unread_kinds: HashMap<Kind, String>,
+    /// Endpoints of slices that are not ours, by Service and slice.
+    backends: HashMap<ObjectKey, BTreeMap<String, project::Backends>>,
+    /// Slices of ours and the UID of the ElastiService that they belong to, by slice.
+    own_slices: HashMap<ObjectKey, (String, ResolverSlice)>,
+    own_slices_by_uid: HashMap<String, BTreeSet<ObjectKey>>,
+}
+
+/// Everything that the caches know about one ElastiService.
+pub struct Snapshot {
+    /// The resource.
+    pub elasti: Arc<ElastiService>,
+    /// See [`crate::observed::Observed`].
+    pub taken_by: Option<String>,
+    /// See [`crate::observed::Observed`].
+    pub service: Option<ServiceObserved>,
+    /// See [`crate::observed::Observed`].
+    pub private: Option<ServiceObserved>,
+    /// See [`crate::observed::Observed`].
+    pub target: TargetState,
+    /// See [`crate::observed::Observed`].
+    pub backends: BTreeMap<u16, Vec<SocketAddr>>,
+    /// See [`crate::observed::Observed`].
+    pub slices: Vec<ResolverSlice>,
+    /// See [`crate::observed::Observed`].
+    pub stale_private: Vec<String>,
+}
+
+/// The ElastiServices that a change concerns.
+pub type Concerned = BTreeSet<ObjectKey>;
+
+impl Caches {
+    /// Empty caches.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Tables> {
+        // No reader or writer leaves the tables half changed, so a poisoned lock still guards sound ones.
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Tables> {
+        self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keys of all ElastiServices.
+    pub fn elastis(&self) -> Vec<ObjectKey> {
+        self.read().elastis.keys().cloned().collect()
+    }
+
+    /// All ElastiServices, for those who count or seed.
+    pub fn elasti_services(&self) -> Vec<Arc<ElastiService>> {
+        self.read().elastis.values().cloned().collect()
+    }
+
+    /// The ElastiService with this UID.
+    pub fn by_uid(&self, uid: &str) -> Option<ObjectKey> {
+        self.read().by_uid.get(uid).cloned()
+    }
+
+    /// The ElastiService that a Service belongs to: the oldest of those that name it.
+    pub fn owner_of(&self, service: &ObjectKey) -> Option<ObjectKey> {
+        let tables = self.read();
+        tables.owner(service).map(|(key, _)| key.clone())
+    }
+
+    /// Everything that is known about an ElastiService; `None` when there is none of this name.
+    pub fn snapshot(&self, key: &ObjectKey) -> Option<Snapshot> {
+        let tables = self.read();
+        let elasti = tables.elastis.get(key)?.clone();
+        let uid = elasti.metadata.uid.as_deref().unwrap_or_default();
+        let service_key = ObjectKey::new(&key.namespace, &elasti.spec.service);
+        let private_key = ObjectKey::new(&key.namespace, names::private_service(&elasti.spec.service));
+        let service = tables.services.get(&service_key).cloned();
+        Some(Snapshot {
+            taken_by: tables
+                .owner(&service_key)
+                .map(|(owner, _)| owner)
+                .filter(|owner| *owner != key)
+                .map(|owner| owner.name.clone()),
+            backends: service.as_ref().map(|service| tables.backends(&service_key, service)).unwrap_or_default(),
+            service,
+            private: tables
+                .services
+                .get(&private_key)
+                .filter(|private| private.owner_uid.as_deref() == Some(uid))
+                .cloned(),
+            target: tables.target(&elasti),
+            slices: tables
+                .own_slices_by_uid
+                .get(uid)
+                .into_iter()
+                .flatten()
+                .filter_map(|slice| Some(tables.own_slices.get(slice)?.1.clone()))
+                .collect(),
+            stale_private: tables
+                .private_by_uid
+                .get(uid)
+                .into_iter()
+                .flatten()
+                .filter(|private| **private != private_key)
+                .map(|private| private.name.clone())
+                .collect(),
+            elasti,
+        })
+    }
+
+    /// An ElastiService is there or has changed.
+    pub fn apply_elasti(&self, elasti: ElastiService) -> Concerned {
+        let Some(key) = project::key(&elasti.metadata) else { return Concerned::new() };
+        let mut tables = self.write();
+        let mut concerned = tables.remove_elasti(&key).map(|(concerned, _)| concerned).unwrap_or_default();
+        let elasti = Arc::new(elasti);
+        let (service, target) = references(&key, &elasti);
+        tables.by_service.entry(service.clone()).or_default().insert(key.clone());
+        if let Some(target) = target {
+            tables.by_target.entry(target).or_default().insert(key.clone());
+        }
+        if let Some(uid) = &elasti.metadata.uid {
+            tables.by_uid.insert(uid.clone(), key.clone());
+        }
+        tables.elastis.insert(key, elasti);
+        concerned.extend(tables.by_service.get(&service).into_iter().flatten().cloned());
+        concerned
+    }
+
+    /// An ElastiService is gone; its UID too, for those who remember things under it.
+    pub fn remove_elasti(&self, key: &ObjectKey) -> (Concerned, Option<String>) {
+        self.write().remove_elasti(key).unwrap_or_default()
+    }
+
+    /// A Service is there or has changed.
+    pub fn apply_service(&self, service: &Service) -> Concerned {
+        let Some(key) = project::key(&service.metadata) else { return Concerned::new() };
+        let observed = project::service(service);
+        let mut tables = self.write();
+        if tables.services.get(&key) == Some(&observed) {
+            return Concerned::new();
+        }
+        let mut concerned = tables.remove_service(&key);
+        if let Some(uid) = &observed.owner_uid {
+            tables.private_by_uid.entry(uid.clone()).or_default().insert(key.clone());
+        }
+        tables.services.insert(key.clone(), observed);
+        concerned.extend(tables.concerned_by_service(&key));
+        concerned
+    }
+
+    /// A Service is gone.
+    pub fn remove_service(&self, key: &ObjectKey) -> Concerned {
+        self.write().remove_service(key)
+    }
+
+    /// A slice is there or has changed.
+    pub fn apply_slice(&self, slice: &EndpointSlice) -> Concerned {
+        let Some(key) = project::key(&slice.metadata) else { return Concerned::new() };
+        let mut tables = self.write();
+        if let Some((uid, own)) = project::own_slice(slice) {
+            if tables.own_slices.get(&key).is_some_and(|present| present.0 == uid && present.1 == own) {
+                return Concerned::new();
+            }
+            let mut concerned = tables.remove_slice(&key);
+            tables.own_slices_by_uid.entry(uid.clone()).or_default().insert(key.clone());
+            concerned.extend(tables.by_uid.get(&uid).cloned());
+            tables.own_slices.insert(key, (uid, own));
+            return concerned;
+        }
+        let mut concerned = Concerned::new();
+        if tables.own_slices.contains_key(&key) {
+            concerned = tables.remove_slice(&key);
+        }
+        let Some((service, backends)) = project::backends(slice) else { return concerned };
+        let service = ObjectKey::new(&key.namespace, service);
+        if tables.backends.get(&service).and_then(|slices| slices.get(&key.name)) == Some(&backends) {
+            return concerned;
+        }
+        tables.backends.entry(service.clone()).or_default().insert(key.name, backends);
+        concerned.extend(tables.by_service.get(&service).into_iter().flatten().cloned());
+        concerned
+    }
+
+    /// A slice is gone.
+    pub fn remove_slice(&self, key: &ObjectKey) -> Concerned {
+        self.write().remove_slice(key)
+    }
+
+    /// A target is there or has changed.
+    pub fn apply_target(&self, kind: Kind, target: TargetObserved) -> Concerned {
+        let key = (kind, ObjectKey::new(&target.namespace, &target.name));
+        let mut tables = self.write();
+        tables.targets.insert(key.clone(), target);
+        tables.by_target.get(&key).cloned().unwrap_or_default()
+    }
+
+    /// A target is gone.
+    pub fn remove_target(&self, kind: Kind, key: &ObjectKey) -> Concerned {
+        let key = (kind, key.clone());
+        let mut tables = self.write();
+        tables.targets.remove(&key);
+        tables.by_target.get(&key).cloned().unwrap_or_default()
+    }
+
+    /// Notes that a kind's objects cannot be read, and why, or (`None`) that they can.
+    pub fn set_kind_unread(&self, kind: Kind, why: Option<String>) -> Concerned {
+        let mut tables = self.write();
+        let changed = match why {
+            Some(why) => tables.unread_kinds.insert(kind, why.clone()).is_none_or(|before| before != why),
+            None => tables.unread_kinds.remove(&kind).is_some(),
+        };
+        if !changed {
+            return Concerned::new();
+        }
+        tables.by_target.iter().filter(|((of, _), _)| *of == kind).flat_map(|(_, keys)| keys.iter().cloned()).collect()
+    }
+}
+
+/// The Service and the target that an ElastiService names.
+fn references(key: &ObjectKey, elasti: &ElastiService) -> (ObjectKey, Option<(Kind, ObjectKey)>) {
+    let service = ObjectKey::new(&key.namespace, &elasti.spec.service);
+    let reference = &elasti.spec.scale_target_ref;
+    let target = Kind::of(reference).map(|kind| (kind, ObjectKey::new(&key.namespace, &reference.name)));
+    (service, target)
+}
+
+fn unindex<K: std::hash::Hash + Eq, V: Ord>(index: &mut HashMap<K, BTreeSet<V>>, key: &K, value: &V) {
+    if let Some(values) = index.get_mut(key) {
+        values.remove(value);
+        if values.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
+impl Tables {
+    fn owner(&self, service: &ObjectKey) -> Option<(&ObjectKey, &Arc<ElastiService>)> {
+        self.by_service.get(service)?.iter().filter_map(|key| self.elastis.get_key_value(key)).min_by_key(
+            |(_, elasti)| {
+                let metadata = &elasti.metadata;
+                (metadata.creation_timestamp.as_ref().map(|time| time.0), metadata.uid.clone())
+            },
+        )
+    }
+
+    fn target(&self, elasti: &ElastiService) -> TargetState {
+        let reference = &elasti.spec.scale_target_ref;
+        let Some(kind) = Kind::of(reference) else {
+            return TargetState::UnknownKind(format!(
+                "{} of {} is not a kind that can be scaled; use Deployment, StatefulSet or Rollout",
+                reference.kind, reference.api_version
+            ));
+        };
+        if let Some(why) = self.unread_kinds.get(&kind) {
+            return TargetState::UnknownKind(why.clone());
+        }
+        let namespace = elasti.metadata.namespace.clone().unwrap_or_default();
+        self.targets
+            .get(&(kind, ObjectKey::new(namespace, &reference.name)))
+            .map_or(TargetState::Missing, |target| TargetState::Found(target.clone()))
+    }
+
+    fn backends(&self, key: &ObjectKey, service: &ServiceObserved) -> BTreeMap<u16, Vec<SocketAddr>> {
+        // Slices under our names are resolvers', even if somebody else has made them.
+        let foreign = |name: &str| (0..2).all(|family| name != names::resolver_slice(&key.name, family == 1));
+        service
+            .ports
+            .iter()
+            .map(|port| {
+                let mut addresses: Vec<SocketAddr> = self
+                    .backends
+                    .get(key)
+                    .into_iter()
+                    .flatten()
+                    .filter(|(name, _)| foreign(name))
+                    .flat_map(|(_, backends)| backends.of_port(&port.name))
+                    .collect();
+                addresses.sort_unstable();
+                addresses.dedup();
+                (port.port, addresses)
+            })
+            .collect()
+    }
+
+    fn concerned_by_service(&self, key: &ObjectKey) -> Concerned {
+        let mut concerned = self.by_service.get(key).cloned().unwrap_or_default();
+        let owner = self.services.get(key).and_then(|service| service.owner_uid.as_ref());
+        concerned.extend(owner.and_then(|uid| self.by_uid.get(uid)).cloned());
+        concerned
+    }
+
+    fn remove_elasti(&mut self, key: &ObjectKey) -> Option<(Concerned, Option<String>)> {
+        let elasti = self.elastis.remove(key)?;
+        let (service, target) = references(key, &elasti);
+        unindex(&mut self.by_service, &service, key);
+        if let Some(target) = target {
+            unindex(&mut self.by_target, &target, key);
+        }
+        let uid = elasti.metadata.uid.clone();
+        if let Some(uid) = &uid
+            && self.by_uid.get(uid) == Some(key)
+        {
+            self.by_uid.remove(uid);
+        }
+        Some((self.by_service.get(&service).cloned().unwrap_or_default(), uid))
+    }
+
+    fn remove_service(&mut self, key: &ObjectKey) -> Concerned {
+        let concerned = self.concerned_by_service(key);
+        if let Some(uid) = self.services.remove(key).and_then(|service| service.owner_uid) {
+            unindex(&mut self.private_by_uid, &uid, key);
+        }
+        concerned
+    }
+
+    fn remove_slice(&mut self, key: &ObjectKey) -> Concerned {
+        if let Some((uid, _)) = self.own_slices.remove(key) {
+            unindex(&mut self.own_slices_by_uid, &uid, key);
+            return self.by_uid.get(&uid).cloned().into_iter().collect();
+        }
+        let mut concerned = Concerned::new();
+        // A deletion may come without its labels, so the slice is looked for by name.
+        let services: Vec<ObjectKey> = self
+            .backends
+            .iter()
+            .filter(|(service, slices)| service.namespace == key.namespace && slices.contains_key(&key.name))
+            .map(|(service, _)| service.clone())
+            .collect();
+        for service in services {
+            if let Some(slices) = self.backends.get_mut(&service) {
+                slices.remove(&key.name);
+                if slices.is_empty() {
+                    self.backends.remove(&service);
+                }
+            }
+            concerned.extend(self.by_service.get(&service).into_iter().flatten().cloned());
+        }
+        concerned
+    }
+}

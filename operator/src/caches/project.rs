@@ -1,0 +1,95 @@
+//! From Kubernetes objects to what is kept of them.
+
+use std::net::{IpAddr, SocketAddr};
+
+use elasti_api::names;
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::observed::{ObjectKey, ResolverSlice, ServiceObserved, ServicePort};
+use crate::slices::{self, OWNER_LABEL};
+
+/// The key of a namespaced object.
+pub(super) fn key(metadata: &ObjectMeta) -> Option<ObjectKey> {
+    Some(ObjectKey::new(metadata.namespace.as_ref()?, metadata.name.as_ref()?))
+}
+
+/// What is kept of a Service.
+pub(super) fn service(service: &Service) -> ServiceObserved {
+    let spec = service.spec.clone().unwrap_or_default();
+    let local = |policy: &Option<String>| policy.as_deref() == Some("Local");
+    let spec_ports = spec.ports.unwrap_or_default();
+    let cluster_ips = spec.cluster_ips.unwrap_or_default();
+    ServiceObserved {
+        uid: service.metadata.uid.clone().unwrap_or_default(),
+        headless: cluster_ips.first().is_some_and(|ip| ip == "None"),
+        cluster_ips: cluster_ips.iter().filter_map(|ip| ip.parse().ok()).collect(),
+        ports: spec_ports
+            .iter()
+            .filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP")
+            .filter_map(|port| {
+                Some(ServicePort {
+                    name: port.name.clone().unwrap_or_default(),
+                    port: u16::try_from(port.port).ok()?,
+                    app_protocol: port.app_protocol.clone(),
+                })
+            })
+            .collect(),
+        spec_ports,
+        selector: spec.selector.unwrap_or_default(),
+        external_name: spec.type_.as_deref() == Some("ExternalName"),
+        local_traffic_policy: local(&spec.internal_traffic_policy) || local(&spec.external_traffic_policy),
+        ip_families: spec.ip_families.unwrap_or_default(),
+        ip_family_policy: spec.ip_family_policy,
+        publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
+        owner_uid: service.metadata.labels.as_ref().and_then(|labels| labels.get(OWNER_LABEL)).cloned(),
+    }
+}
+
+/// A slice of ours and the UID of the ElastiService that it belongs to.
+pub(super) fn own_slice(slice: &EndpointSlice) -> Option<(String, ResolverSlice)> {
+    let own = slices::observed(slice)?;
+    let uid = slice.metadata.labels.as_ref()?.get(OWNER_LABEL)?.clone();
+    Some((uid, own))
+}
+
+/// Ready endpoints of one slice.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Backends {
+    addresses: Vec<IpAddr>,
+    ports: Vec<(String, u16)>,
+}
+
+impl Backends {
+    /// The endpoints for the Service port of this name.
+    pub(super) fn of_port(&self, name: &str) -> Vec<SocketAddr> {
+        self.ports
+            .iter()
+            .filter(|(port_name, _)| port_name == name)
+            .flat_map(|(_, port)| self.addresses.iter().map(|address| SocketAddr::new(*address, *port)))
+            .collect()
+    }
+}
+
+/// The Service that a slice belongs to, and its ready endpoints. An absent condition means ready, as the API says.
+pub(super) fn backends(slice: &EndpointSlice) -> Option<(String, Backends)> {
+    let service = slice.metadata.labels.as_ref()?.get(names::SERVICE_NAME_LABEL)?.clone();
+    let ready = |conditions: Option<&k8s_openapi::api::discovery::v1::EndpointConditions>| {
+        conditions.and_then(|conditions| conditions.ready).unwrap_or(true)
+    };
+    let addresses = slice
+        .endpoints
+        .iter()
+        .filter(|endpoint| ready(endpoint.conditions.as_ref()))
+        .flat_map(|endpoint| endpoint.addresses.iter().filter_map(|address| address.parse().ok()))
+        .collect();
+    let ports = slice
+        .ports
+        .iter()
+        .flatten()
+        .filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP")
+        .filter_map(|port| Some((port.name.clone().unwrap_or_default(), u16::try_from(port.port?).ok()?)))
+        .collect();
+    Some((service, Backends { addresses, ports }))
+}

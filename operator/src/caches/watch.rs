@@ -1,0 +1,203 @@
+//! The watches that feed the caches: each lists, watches and lists again for as long as the operator runs.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use elasti_api::v1alpha1::ElastiService;
+use futures::{Stream, StreamExt, pin_mut};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, DynamicObject};
+use kube::core::DeserializeGuard;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Client, Resource, ResourceExt};
+use tokio::sync::watch;
+
+use super::{Caches, Concerned};
+use crate::observed::ObjectKey;
+use crate::target::{self, Kind};
+
+/// What a watch has seen.
+enum Fact<K> {
+    /// The object is there, new or changed.
+    There(K),
+    /// No object of this key is there any more.
+    Gone(ObjectKey),
+    /// Everything that is there has been told.
+    Complete,
+    /// The API server cannot be asked, and why.
+    Failed(watcher::Error),
+}
+
+/// Turns a watcher's events into facts: what a new list does not name is gone.
+fn facts<K: Resource>(events: impl Stream<Item = watcher::Result<Event<K>>>) -> impl Stream<Item = Fact<K>> {
+    let (mut known, mut listed) = (HashSet::new(), HashSet::new());
+    events.flat_map(move |event| {
+        futures::stream::iter(match event {
+            Ok(Event::Init) => {
+                listed.clear();
+                vec![]
+            }
+            Ok(Event::InitApply(object)) => {
+                listed.insert(key(&object));
+                vec![Fact::There(object)]
+            }
+            Ok(Event::InitDone) => {
+                let gone = forget(&mut known, &mut listed);
+                gone.into_iter().map(Fact::Gone).chain([Fact::Complete]).collect()
+            }
+            Ok(Event::Apply(object)) => {
+                known.insert(key(&object));
+                vec![Fact::There(object)]
+            }
+            Ok(Event::Delete(object)) => {
+                known.remove(&key(&object));
+                vec![Fact::Gone(key(&object))]
+            }
+            Err(error) => vec![Fact::Failed(error)],
+        })
+    })
+}
+
+fn forget<T: Hash + Eq + Clone>(known: &mut HashSet<T>, listed: &mut HashSet<T>) -> Vec<T> {
+    let gone = known.difference(listed).cloned().collect();
+    *known = std::mem::take(listed);
+    gone
+}
+
+fn key<K: Resource>(object: &K) -> ObjectKey {
+    ObjectKey::new(object.meta().namespace.clone().unwrap_or_default(), object.name_any())
+}
+
+/// What the watches tell their caller.
+pub trait Concern: Send + Sync {
+    /// These ElastiServices must be looked at.
+    fn look(&self, concerned: Concerned);
+    /// The ElastiService with this UID is gone.
+    fn forget(&self, uid: &str);
+}
+
+/// The watches.
+pub struct Watches {
+    client: Client,
+    caches: Arc<Caches>,
+    concern: Arc<dyn Concern>,
+}
+
+impl Watches {
+    /// Watches that feed `caches` and tell `concern`.
+    pub fn new(client: Client, caches: Arc<Caches>, concern: Arc<dyn Concern>) -> Arc<Self> {
+        Arc::new(Self { client, caches, concern })
+    }
+
+    /// Watches ElastiServices. One that does not deserialize is named in the log and disturbs no other.
+    pub async fn elasti_services(self: Arc<Self>, complete: watch::Sender<bool>) {
+        let api: Api<DeserializeGuard<ElastiService>> = Api::all(self.client.clone());
+        self.drive("ElastiService", api, complete, |this, fact| match fact {
+            Ok(DeserializeGuard(Ok(elasti))) => this.concern.look(this.caches.apply_elasti(elasti)),
+            Ok(DeserializeGuard(Err(invalid))) => {
+                let key = ObjectKey::new(
+                    invalid.metadata.namespace.clone().unwrap_or_default(),
+                    invalid.metadata.name.clone().unwrap_or_default(),
+                );
+                tracing::error!(elastiservice = %key, error = %invalid, "this ElastiService is not valid and is left alone; correct it");
+            }
+            Err(key) => {
+                let (concerned, uid) = this.caches.remove_elasti(&key);
+                this.concern.look(concerned);
+                if let Some(uid) = uid {
+                    this.concern.forget(&uid);
+                }
+            }
+        })
+        .await;
+    }
+
+    /// Watches Services.
+    pub async fn services(self: Arc<Self>, complete: watch::Sender<bool>) {
+        let api: Api<Service> = Api::all(self.client.clone());
+        self.drive("Service", api, complete, |this, fact| {
+            this.concern.look(match fact {
+                Ok(service) => this.caches.apply_service(&service),
+                Err(key) => this.caches.remove_service(&key),
+            });
+        })
+        .await;
+    }
+
+    /// Watches EndpointSlices.
+    pub async fn slices(self: Arc<Self>, complete: watch::Sender<bool>) {
+        let api: Api<EndpointSlice> = Api::all(self.client.clone());
+        self.drive("EndpointSlice", api, complete, |this, fact| {
+            this.concern.look(match fact {
+                Ok(slice) => this.caches.apply_slice(&slice),
+                Err(key) => this.caches.remove_slice(&key),
+            });
+        })
+        .await;
+    }
+
+    /// Watches the targets of one kind. A kind that the cluster does not serve is asked for again and again, so that it may
+    /// be installed later.
+    pub async fn targets(self: Arc<Self>, kind: Kind, complete: watch::Sender<bool>) {
+        let resource = kind.resource();
+        let what = format!("{} of {}", resource.kind, resource.api_version);
+        self.caches.set_kind_unread(kind, Some(format!("{what} have not been read yet")));
+        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource);
+        let events = watcher(api, watcher::Config::default()).default_backoff();
+        let facts = facts(events);
+        pin_mut!(facts);
+        while let Some(fact) = facts.next().await {
+            let concerned = match fact {
+                Fact::There(object) => self.caches.apply_target(kind, target::observed(&object)),
+                Fact::Gone(key) => self.caches.remove_target(kind, &key),
+                Fact::Complete => {
+                    complete.send_replace(true);
+                    self.caches.set_kind_unread(kind, None)
+                }
+                Fact::Failed(error) => {
+                    tracing::warn!(kind = %what, error = %error, "cannot watch; trying again");
+                    if *complete.borrow() {
+                        Concerned::new()
+                    } else {
+                        let why = format!(
+                            "{what} cannot be read ({error}); install what provides them, or correct spec.scaleTargetRef"
+                        );
+                        self.caches.set_kind_unread(kind, Some(why))
+                    }
+                }
+            };
+            self.concern.look(concerned);
+        }
+    }
+
+    fn drive<K, F>(
+        self: Arc<Self>,
+        what: &'static str,
+        api: Api<K>,
+        complete: watch::Sender<bool>,
+        apply: F,
+    ) -> impl Future<Output = ()>
+    where
+        K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+        F: Fn(&Self, Result<K, ObjectKey>) + Send,
+    {
+        async move {
+            let facts = facts(watcher(api, watcher::Config::default()).default_backoff());
+            pin_mut!(facts);
+            while let Some(fact) = facts.next().await {
+                match fact {
+                    Fact::There(object) => apply(&self, Ok(object)),
+                    Fact::Gone(key) => apply(&self, Err(key)),
+                    Fact::Complete => {
+                        complete.send_replace(true);
+                    }
+                    Fact::Failed(error) => tracing::warn!(kind = what, %error, "cannot watch; trying again"),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Conditions: what is wrong with an ElastiService, with cause and cure, in words for its user.
+//!
+//! Pure. `Ready` says whether it does its work, `Intercepting` whether connections pass through resolvers, `TargetReady`
+//! whether the target serves.
+
+use elasti_api::message::Mode;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use crate::observed::{Observed, ServiceObserved, TargetState, Verdict};
+use crate::plan::published;
+use crate::{idleness, schedule};
+
+/// A condition's reason and message.
+type Cause = (&'static str, String);
+
+/// The Service, if its connections can be intercepted.
+pub fn interceptable(observed: &Observed<'_>) -> Option<ServiceObserved> {
+    if service_fault(observed).is_some() { None } else { observed.service.clone() }
+}
+
+/// Why the Service cannot be intercepted.
+fn service_fault(observed: &Observed<'_>) -> Option<Cause> {
+    let name = &observed.elasti.spec.service;
+    if let Some(owner) = &observed.taken_by {
+        return Some((
+            "ServiceTaken",
+            format!("Service {name} already belongs to the older ElastiService {owner}; delete one of the two"),
+        ));
+    }
+    let Some(service) = &observed.service else {
+        return Some(("ServiceNotFound", format!("there is no Service {name}; create it or correct spec.service")));
+    };
+    if service.external_name {
+        return Some((
+            "ExternalNameService",
+            format!("Service {name} is an ExternalName, which has no address; name a Service with a selector"),
+        ));
+    }
+    if service.headless {
+        return Some((
+            "HeadlessService",
+            format!(
+                "Service {name} is headless: its clients dial pods, which do not exist at zero; give it a cluster IP"
+            ),
+        ));
+    }
+    if service.selector.is_empty() {
+        return Some((
+            "ServiceWithoutSelector",
+            format!("Service {name} has no selector, so nobody can tell when its target is ready; give it one"),
+        ));
+    }
+    if service.ports.is_empty() {
+        return Some(("NoTcpPort", format!("Service {name} has no TCP port; only TCP connections can be held")));
+    }
+    None
+}
+
+fn target_fault(observed: &Observed<'_>) -> Option<Cause> {
+    let target = &observed.elasti.spec.scale_target_ref;
+    match &observed.target {
+        TargetState::Found(_) => None,
+        TargetState::Missing => Some((
+            "TargetNotFound",
+            format!("there is no {} {}; create it or correct spec.scaleTargetRef", target.kind(), target.name),
+        )),
+        TargetState::UnknownKind(why) => Some(("UnknownTargetKind", why.clone())),
+    }
+}
+
+fn trigger_fault(observed: &Observed<'_>) -> Option<Cause> {
+    let spec = &observed.elasti.spec;
+    if let Some(fault) = spec.enabled_period.as_ref().and_then(schedule::fault) {
+        return Some(("InvalidSchedule", format!("{fault}; the target is never put to sleep meanwhile")));
+    }
+    if let Some(fault) = spec.triggers.iter().flatten().find_map(idleness::fault) {
+        return Some(("InvalidTrigger", format!("{fault}; the target is never put to sleep meanwhile")));
+    }
+    match observed.triggers.as_ref().map(|triggers| &triggers.verdict) {
+        Some(Verdict::Unknown(why)) => {
+            Some(("TriggerFailed", format!("{why}; the target is not put to sleep meanwhile")))
+        }
+        _ => None,
+    }
+}
+
+fn resolver_fault(observed: &Observed<'_>) -> Option<Cause> {
+    let status = observed.elasti.status.clone().unwrap_or_default();
+    if observed.resolvers.is_empty() {
+        return Some((
+            "NoResolver",
+            "no resolver is connected; look at the pods of the DaemonSet elasti-resolver".to_owned(),
+        ));
+    }
+    observed.resolvers.iter().find_map(|resolver| {
+        let error = resolver.ack.as_ref().filter(|ack| ack.revision == status.revision)?.error.as_ref()?;
+        Some(("ResolverFailed", format!("resolver {}: {error}", resolver.pod)))
+    })
+}
+
+/// All conditions. A condition whose status does not change keeps its transition time.
+pub fn conditions(observed: &Observed<'_>, mode: Mode, now: Timestamp) -> Vec<Condition> {
+    let ready = [service_fault, target_fault, trigger_fault, resolver_fault].iter().find_map(|fault| fault(observed));
+    let ready = match ready {
+        Some((reason, message)) => ("Ready", false, reason.to_owned(), message),
+        None => ("Ready", true, "Reconciled".to_owned(), "connections wake the target".to_owned()),
+    };
+    let (on, reason, message) = intercepting(observed, mode);
+    let intercepting = ("Intercepting", on, reason, message);
+    let (on, reason, message) = target_ready(observed);
+    let target_ready = ("TargetReady", on, reason, message);
+    [ready, intercepting, target_ready]
+        .into_iter()
+        .map(|(type_, on, reason, message)| condition(observed, now, type_, on, reason, message))
+        .collect()
+}
+
+fn intercepting(observed: &Observed<'_>, mode: Mode) -> (bool, String, String) {
+    if mode == Mode::Serve {
+        return (false, "Serving".to_owned(), "clients reach the target directly".to_owned());
+    }
+    if published(observed) {
+        (true, "Published".to_owned(), "resolvers accept the Service's connections".to_owned())
+    } else {
+        (false, "NotPublished".to_owned(), "no resolver listens for the Service yet".to_owned())
+    }
+}
+
+fn target_ready(observed: &Observed<'_>) -> (bool, String, String) {
+    if observed.target_ready() {
+        return (true, "Ready".to_owned(), "the target serves".to_owned());
+    }
+    match (&observed.target, &observed.diagnosis) {
+        (TargetState::Found(target), _) if target.spec_replicas == 0 => {
+            (false, "AtZero".to_owned(), "the target sleeps and wakes with the next connection".to_owned())
+        }
+        (TargetState::Found(_), Some(diagnosis)) => (false, diagnosis.reason.clone(), diagnosis.message.clone()),
+        (TargetState::Found(_), None) => (false, "Starting".to_owned(), "no pod of the target is ready yet".to_owned()),
+        _ => target_fault(observed).map_or((false, "Unknown".to_owned(), String::new()), |(reason, message)| {
+            (false, reason.to_owned(), message)
+        }),
+    }
+}
+
+fn condition(
+    observed: &Observed<'_>,
+    now: Timestamp,
+    type_: &str,
+    on: bool,
+    reason: String,
+    message: String,
+) -> Condition {
+    let status = if on { "True" } else { "False" };
+    let before = observed
+        .elasti
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.iter().find(|condition| condition.type_ == type_));
+    Condition {
+        type_: type_.to_owned(),
+        status: status.to_owned(),
+        reason,
+        message,
+        observed_generation: observed.elasti.metadata.generation,
+        last_transition_time: before
+            .filter(|before| before.status == status)
+            .map_or_else(|| Time(now), |before| before.last_transition_time.clone()),
+    }
+}

@@ -1,0 +1,269 @@
+//! The controller: observes one ElastiService, has [`crate::plan`] decide, and applies what it says.
+//!
+//! Runs on every replica; what only the Lease holder may do, the plan gives to nobody else. Nothing here decides anything.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use elasti_api::v1alpha1::ElastiService;
+use futures::future::BoxFuture;
+use futures::{FutureExt, TryFutureExt};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Client, Resource};
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use crate::caches::{Caches, Concerned, Snapshot, watch::Concern};
+use crate::elastiserver::{Wake, WakeAnswer};
+use crate::idleness::Triggers;
+use crate::leader::LeaderState;
+use crate::metrics::Metrics;
+use crate::observed::{Diagnosis, ObjectKey, Observed, TriggersObserved, Verdict};
+use crate::plan::{Action, Memory, Now, Plan, Publish, Settings, plan};
+use crate::publication::Publication;
+use crate::resolvers::Resolvers;
+use crate::target::{self, Kind};
+use crate::work::{Next, Round, Work};
+
+mod apply;
+mod diagnosis;
+mod port_book;
+
+/// Who speaks in events and field managers.
+const REPORTER: &str = "elasti-operator";
+
+/// What the controller works with.
+pub struct Parts {
+    /// Kubernetes. Its client must not repeat requests by itself: a scale-down that comes late is wrong.
+    pub client: Client,
+    /// The cluster as seen.
+    pub caches: Arc<Caches>,
+    /// The resolvers as heard.
+    pub resolvers: Resolvers,
+    /// What resolvers are told.
+    pub publication: Arc<Publication>,
+    /// Whether this replica holds the Lease.
+    pub leadership: watch::Receiver<LeaderState>,
+    /// What asks triggers.
+    pub triggers: Triggers,
+    /// What the operator is set to.
+    pub settings: Settings,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Background work that a shutdown waits for.
+    pub tasks: TaskTracker,
+}
+
+/// The controller.
+pub struct Controller {
+    parts: Parts,
+    recorder: Recorder,
+    ports: port_book::PortBook,
+    /// Set once every cache has its first list: half-filled caches decide nothing.
+    complete: watch::Sender<bool>,
+    state: Mutex<State>,
+    work: std::sync::OnceLock<Arc<Work<Self>>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// What is remembered of each ElastiService, by UID.
+    memories: HashMap<String, Memory>,
+    answers: HashMap<String, TriggersObserved>,
+    diagnoses: HashMap<String, Diagnosis>,
+    /// UIDs whose triggers or pods are being asked.
+    asking: HashSet<String>,
+    diagnosing: HashSet<String>,
+}
+
+impl Controller {
+    /// A controller that does nothing until [`Controller::start`].
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let recorder = Recorder::new(
+            parts.client.clone(),
+            Reporter { controller: REPORTER.to_owned(), instance: std::env::var("POD_NAME").ok() },
+        );
+        let ports = port_book::PortBook::new(parts.client.clone());
+        Arc::new(Self { parts, recorder, ports, complete: watch::Sender::new(false), state: Mutex::default(), work: std::sync::OnceLock::new() })
+    }
+
+    /// Takes the queue that pokes it.
+    pub fn attach(&self, work: Arc<Work<Self>>) {
+        // Attached once, at start.
+        let _first = self.work.set(work);
+    }
+
+    /// The caches are complete: from now on ElastiServices are looked at.
+    pub fn start(&self) {
+        self.complete.send_replace(true);
+        self.look_at_all();
+    }
+
+    /// Has every ElastiService looked at.
+    pub fn look_at_all(&self) {
+        self.look(self.parts.caches.elastis().into_iter().collect());
+    }
+
+    /// Has the ElastiService with this UID looked at.
+    pub fn look_at(&self, uid: &str) {
+        self.look(self.parts.caches.by_uid(uid).into_iter().collect());
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        // Every change of the state is one insertion or removal, so a poisoned lock still guards a sound one.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn leads(&self) -> LeaderState {
+        self.parts.leadership.borrow().clone()
+    }
+
+    fn decide(&self, snapshot: &Snapshot, uid: &str) -> (Plan, Decided) {
+        let leadership = self.leads();
+        let now = Now { instant: Instant::now(), timestamp: jiff::Timestamp::now() };
+        let mut state = self.state();
+        let observed = Observed {
+            elasti: &snapshot.elasti,
+            taken_by: snapshot.taken_by.clone(),
+            service: snapshot.service.clone(),
+            private: snapshot.private.clone(),
+            target: snapshot.target.clone(),
+            backends: snapshot.backends.clone(),
+            slices: snapshot.slices.clone(),
+            stale_private: snapshot.stale_private.clone(),
+            resolvers: self.parts.resolvers.observed(uid),
+            triggers: state.answers.get(uid).cloned(),
+            diagnosis: state.diagnoses.get(uid).cloned(),
+            leading_since: leadership.leader.then_some(leadership.since),
+        };
+        let memory = state.memories.get(uid).cloned().unwrap_or_default();
+        let decided = plan(&observed, &memory, &self.parts.settings, now);
+        state.memories.insert(uid.to_owned(), decided.memory.clone());
+        if observed.target_ready() {
+            state.diagnoses.remove(uid);
+        }
+        (decided, Decided { leadership })
+    }
+}
+
+/// What a plan was decided under.
+struct Decided {
+    leadership: LeaderState,
+}
+
+impl Round for Controller {
+    async fn round(self: Arc<Self>, key: ObjectKey) -> anyhow::Result<Next> {
+        if !*self.complete.borrow() {
+            return Ok(Next::Wait);
+        }
+        let Some(snapshot) = self.parts.caches.snapshot(&key) else { return Ok(Next::Gone) };
+        let uid = snapshot.elasti.metadata.uid.clone().unwrap_or_default();
+        let timer = self.parts.metrics.reconcile_timer();
+        let (decided, under) = self.decide(&snapshot, &uid);
+        match decided.publish {
+            Publish::State(state) => self.parts.publication.publish(*state),
+            Publish::Remove => self.parts.publication.remove(&uid),
+            Publish::Keep => {}
+        }
+        self.parts.metrics.mode(&key, snapshot.elasti.status.as_ref().and_then(|status| status.mode));
+        for action in decided.actions {
+            match self.apply(&key, &snapshot, &under, action).await {
+                Ok(()) => {}
+                // Somebody else was faster; what they have done arrives by the watch.
+                Err(error) if conflict(&error) => return Ok(Next::After(Duration::from_millis(100))),
+                Err(error) => {
+                    timer.failed();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(decided.again.map_or(Next::Wait, Next::After))
+    }
+}
+
+fn conflict(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<kube::Error>(), Some(kube::Error::Api(status)) if status.is_conflict())
+}
+
+impl Concern for Controller {
+    fn look(&self, concerned: Concerned) {
+        if let Some(work) = self.work.get() {
+            for key in &concerned {
+                work.poke(key);
+            }
+        }
+    }
+
+    fn forget(&self, uid: &str) {
+        self.parts.publication.remove(uid);
+        self.ports.release(uid);
+        let mut state = self.state();
+        state.memories.remove(uid);
+        state.answers.remove(uid);
+        state.diagnoses.remove(uid);
+    }
+}
+
+impl Wake for Controller {
+    fn wake(&self, namespace: &str, service: &str) -> BoxFuture<'static, WakeAnswer> {
+        let service = ObjectKey::new(namespace, service);
+        let snapshot = self.parts.caches.owner_of(&service).and_then(|key| self.parts.caches.snapshot(&key));
+        let Some(snapshot) = snapshot else { return futures::future::ready(WakeAnswer::Unknown).boxed() };
+        match snapshot.target.found() {
+            None => {
+                let target = &snapshot.elasti.spec.scale_target_ref;
+                let why = format!("there is no {} {}", target.kind(), target.name);
+                futures::future::ready(WakeAnswer::Failed(why)).boxed()
+            }
+            Some(target) if target.spec_replicas > 0 => futures::future::ready(WakeAnswer::Accepted).boxed(),
+            Some(target) => {
+                let (client, target) = (self.parts.client.clone(), target.clone());
+                let Some(kind) = Kind::of(&snapshot.elasti.spec.scale_target_ref) else {
+                    return futures::future::ready(WakeAnswer::Unknown).boxed();
+                };
+                let replicas = snapshot.elasti.spec.min_target_replicas.max(1);
+                async move {
+                    let key = ObjectKey::new(&target.namespace, &target.name);
+                    target::scale_up(&target::api(client, kind, &key), &target, replicas).await
+                }
+                .map_ok_or_else(|error| WakeAnswer::Failed(error.to_string()), |_| WakeAnswer::Accepted)
+                .boxed()
+            }
+        }
+    }
+}
+
+fn event(warning: bool, reason: &str, message: String) -> Event {
+    Event {
+        type_: if warning { EventType::Warning } else { EventType::Normal },
+        reason: reason.to_owned(),
+        note: Some(message),
+        action: "Reconcile".to_owned(),
+        secondary: None,
+    }
+}
+
+impl Controller {
+    /// Records an event; a lost one harms nobody.
+    fn record(&self, elasti: &ElastiService, event: Event) {
+        let (recorder, reference) = (self.recorder.clone(), elasti.object_ref(&()));
+        self.parts.tasks.spawn(async move {
+            if let Err(error) = recorder.publish(&event, &reference).await {
+                tracing::debug!(%error, "cannot record an event");
+            }
+        });
+    }
+
+    /// Takes the triggers' answer.
+    fn answered(&self, uid: &str, asked: Instant, verdict: Verdict) {
+        {
+            let mut state = self.state();
+            state.asking.remove(uid);
+            let before = state.answers.get(uid).and_then(|answer| answer.idle_since);
+            let idle_since = (verdict == Verdict::Idle).then(|| before.unwrap_or(asked));
+            state.answers.insert(uid.to_owned(), TriggersObserved { verdict, asked, idle_since });
+        }
+        self.look_at(uid);
+    }
+}

@@ -1,0 +1,209 @@
+//! Applies one action of a plan to the cluster.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use elasti_api::names::{FINALIZER, private_service};
+use elasti_api::v1alpha1::ElastiService;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Api;
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
+use serde_json::json;
+
+use super::{Controller, Decided, REPORTER, diagnosis, event};
+use crate::caches::Snapshot;
+use crate::observed::{ObjectKey, TargetObserved};
+use crate::plan::Action;
+use crate::target::{self, Kind, Scaled};
+use crate::{private_service as private, slices};
+
+/// How long one request may take: well inside the Lease, which is certain for at least 10 s after each renewal.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Pods that are looked at for a diagnosis: the first that tells a cause is enough.
+const DIAGNOSED_PODS: u32 = 20;
+
+impl Controller {
+    pub(super) async fn apply(
+        self: &Arc<Self>,
+        key: &ObjectKey,
+        snapshot: &Snapshot,
+        under: &Decided,
+        action: Action,
+    ) -> anyhow::Result<()> {
+        let what = format!("{action:?}");
+        let deadline = match action {
+            // A scale-down that arrives after the Lease is lost could put a busy target to sleep.
+            Action::ScaleDown => {
+                let certain = under.leadership.valid_until.saturating_duration_since(Instant::now());
+                anyhow::ensure!(!certain.is_zero(), "the Lease is not certain any more; nothing is scaled down");
+                certain.min(DEADLINE)
+            }
+            _ => DEADLINE,
+        };
+        let done = tokio::time::timeout(deadline, self.execute(key, snapshot, under, action)).await;
+        let name = what.split(['(', ' ', '{']).next().unwrap_or_default().to_owned();
+        done.with_context(|| format!("{name} got no answer within {} ms", deadline.as_millis()))?
+    }
+
+    async fn execute(
+        self: &Arc<Self>,
+        key: &ObjectKey,
+        snapshot: &Snapshot,
+        under: &Decided,
+        action: Action,
+    ) -> anyhow::Result<()> {
+        let elasti = &snapshot.elasti;
+        let client = || self.parts.client.clone();
+        let namespace = key.namespace.as_str();
+        let apply = PatchParams::apply(REPORTER).force();
+        match action {
+            Action::AddFinalizer => self.finalizers(elasti, true).await?,
+            Action::RemoveFinalizer => self.finalizers(elasti, false).await?,
+            Action::ScaleUp { replicas } => self.scale_up(key, snapshot, replicas).await?,
+            Action::ScaleDown => self.scale_down(key, snapshot).await?,
+            Action::AllocatePorts(ports) => {
+                let owned = elasti.status.clone().unwrap_or_default().ports;
+                let ports = self.ports.allocate(under.leadership.epoch, elasti, &owned, &ports).await?;
+                let revision = elasti.status.as_ref().map_or(0, |status| status.revision) + 1;
+                self.write_status(elasti, json!({"ports": ports, "revision": revision})).await?;
+            }
+            Action::WriteStatus(status) => {
+                self.write_status(elasti, serde_json::to_value(*status)?).await?;
+            }
+            Action::ApplyPrivateService => {
+                if let Some(public) = &snapshot.service {
+                    let api: Api<Service> = Api::namespaced(client(), namespace);
+                    let object = private::object(public, elasti);
+                    api.patch(&private_service(&elasti.spec.service), &apply, &Patch::Apply(object)).await?;
+                }
+            }
+            Action::DeletePrivateServices(names) => {
+                let api: Api<Service> = Api::namespaced(client(), namespace);
+                for name in names {
+                    gone(api.delete(&name, &DeleteParams::default()).await)?;
+                }
+            }
+            Action::ApplySlice(slice) => {
+                let api: Api<EndpointSlice> = Api::namespaced(client(), namespace);
+                api.patch(&slice.name, &apply, &Patch::Apply(slices::object(&slice, elasti))).await?;
+            }
+            Action::DeleteSlices(names) => {
+                let api: Api<EndpointSlice> = Api::namespaced(client(), namespace);
+                for name in names {
+                    gone(api.delete(&name, &DeleteParams::default()).await)?;
+                }
+            }
+            Action::AskTriggers => self.ask_triggers(elasti),
+            Action::Diagnose => self.diagnose(snapshot),
+            Action::Event { warning, reason, message } => self.record(elasti, event(warning, reason, message)),
+        }
+        Ok(())
+    }
+
+    async fn finalizers(&self, elasti: &ElastiService, wanted: bool) -> Result<(), kube::Error> {
+        let mut finalizers = elasti.metadata.finalizers.clone().unwrap_or_default();
+        finalizers.retain(|finalizer| finalizer != FINALIZER);
+        if wanted {
+            finalizers.push(FINALIZER.to_owned());
+        }
+        let patch = json!({"metadata": {"resourceVersion": elasti.metadata.resource_version, "finalizers": finalizers}});
+        let result = self.elastis(elasti).patch(&name(elasti), &PatchParams::default(), &Patch::Merge(patch)).await;
+        gone(result)
+    }
+
+    async fn write_status(&self, elasti: &ElastiService, status: serde_json::Value) -> Result<(), kube::Error> {
+        let patch = json!({"metadata": {"resourceVersion": elasti.metadata.resource_version}, "status": status});
+        self.elastis(elasti).patch_status(&name(elasti), &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| ())
+    }
+
+    fn elastis(&self, elasti: &ElastiService) -> Api<ElastiService> {
+        Api::namespaced(self.parts.client.clone(), elasti.metadata.namespace.as_deref().unwrap_or_default())
+    }
+
+    fn target<'a>(&self, snapshot: &'a Snapshot) -> anyhow::Result<(Api<DynamicObject>, &'a TargetObserved)> {
+        let reference = &snapshot.elasti.spec.scale_target_ref;
+        let target = snapshot.target.found().with_context(|| format!("there is no {} {}", reference.kind(), reference.name))?;
+        let kind = Kind::of(reference).with_context(|| format!("{} cannot be scaled", reference.kind))?;
+        let key = ObjectKey::new(&target.namespace, &target.name);
+        Ok((target::api(self.parts.client.clone(), kind, &key), target))
+    }
+
+    async fn scale_up(&self, key: &ObjectKey, snapshot: &Snapshot, replicas: i32) -> anyhow::Result<()> {
+        let (api, target) = self.target(snapshot)?;
+        let result = target::scale_up(&api, target, replicas).await;
+        self.parts.metrics.scaled(key, "up", result.is_ok());
+        if result? == Scaled::Done {
+            tracing::info!(elastiservice = %key, target = %target.name, replicas, "woken");
+            self.record(&snapshot.elasti, event(false, "ScaledUp", format!("scaled {} from 0 to {replicas}", target.name)));
+            let patch = json!({"status": {"lastScaledUpTime": jiff::Timestamp::now()}});
+            self.elastis(&snapshot.elasti)
+                .patch_status(&name(&snapshot.elasti), &PatchParams::default(), &Patch::Merge(patch))
+                .await?;
+        }
+        Ok(())
+    }
+
+    async fn scale_down(&self, key: &ObjectKey, snapshot: &Snapshot) -> anyhow::Result<()> {
+        let (api, target) = self.target(snapshot)?;
+        let result = target::scale_down(&api, target).await;
+        self.parts.metrics.scaled(key, "down", result.is_ok());
+        if result? == Scaled::Done {
+            tracing::info!(elastiservice = %key, target = %target.name, "put to sleep");
+            self.record(&snapshot.elasti, event(false, "ScaledDown", format!("scaled {} to 0: it is idle", target.name)));
+        }
+        Ok(())
+    }
+
+    fn ask_triggers(self: &Arc<Self>, elasti: &Arc<ElastiService>) {
+        let uid = elasti.metadata.uid.clone().unwrap_or_default();
+        if !self.state().asking.insert(uid.clone()) {
+            return;
+        }
+        let (this, elasti) = (self.clone(), elasti.clone());
+        self.parts.tasks.spawn(async move {
+            let asked = Instant::now();
+            let verdict = this.parts.triggers.ask(&elasti.spec).await;
+            this.answered(&uid, asked, verdict);
+        });
+    }
+
+    fn diagnose(self: &Arc<Self>, snapshot: &Snapshot) {
+        let uid = snapshot.elasti.metadata.uid.clone().unwrap_or_default();
+        let Some(target) = snapshot.target.found().filter(|target| !target.selector.is_empty()).cloned() else { return };
+        if !self.state().diagnosing.insert(uid.clone()) {
+            return;
+        }
+        let (this, elasti) = (self.clone(), snapshot.elasti.clone());
+        self.parts.tasks.spawn(async move {
+            let api: Api<Pod> = Api::namespaced(this.parts.client.clone(), &target.namespace);
+            let pods = api.list(&ListParams::default().labels(&target.selector).limit(DIAGNOSED_PODS)).await;
+            let changed = {
+                let mut state = this.state();
+                state.diagnosing.remove(&uid);
+                let Ok(pods) = pods else { return };
+                let diagnosis = diagnosis::diagnose(&target.name, &pods.items);
+                let before = state.diagnoses.insert(uid.clone(), diagnosis.clone());
+                before.is_none_or(|before| before.reason != diagnosis.reason).then_some(diagnosis)
+            };
+            if let Some(diagnosis) = changed {
+                this.record(&elasti, event(true, &diagnosis.reason, diagnosis.message));
+                this.look_at(&uid);
+            }
+        });
+    }
+}
+
+fn name(elasti: &ElastiService) -> String {
+    elasti.metadata.name.clone().unwrap_or_default()
+}
+
+/// What is gone already need not be deleted.
+fn gone<T>(result: Result<T, kube::Error>) -> Result<(), kube::Error> {
+    match result {
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        other => other.map(|_| ()),
+    }
+}

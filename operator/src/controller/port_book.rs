@@ -1,0 +1,75 @@
+//! The Lease holder's book of interception ports.
+//!
+//! A new holder reads every status uncached before it allocates: its caches may lag behind what its predecessor wrote.
+
+use std::time::Instant;
+
+use elasti_api::v1alpha1::{ElastiService, InterceptedPort};
+use kube::api::ListParams;
+use kube::core::DeserializeGuard;
+use kube::{Api, Client};
+use tokio::sync::Mutex;
+
+use crate::ports::Ports;
+
+pub(super) struct PortBook {
+    client: Client,
+    book: Mutex<Book>,
+    released: std::sync::Mutex<Vec<(String, Instant)>>,
+}
+
+#[derive(Default)]
+struct Book {
+    /// The epoch of the Lease for which the statuses have been read.
+    read_in: Option<u64>,
+    ports: Ports,
+}
+
+impl PortBook {
+    pub(super) fn new(client: Client) -> Self {
+        Self { client, book: Mutex::default(), released: std::sync::Mutex::default() }
+    }
+
+    /// Lets all ports of an ElastiService that is gone rest.
+    pub(super) fn release(&self, uid: &str) {
+        self.released.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((uid.to_owned(), Instant::now()));
+    }
+
+    /// The ports that `elasti` shall have for `wanted` Service ports: those it has, and new ones for the rest.
+    pub(super) async fn allocate(
+        &self,
+        epoch: u64,
+        elasti: &ElastiService,
+        owned: &[InterceptedPort],
+        wanted: &[u16],
+    ) -> anyhow::Result<Vec<InterceptedPort>> {
+        let uid = elasti.metadata.uid.as_deref().unwrap_or_default();
+        let mut book = self.book.lock().await;
+        if book.read_in != Some(epoch) {
+            let api: Api<DeserializeGuard<ElastiService>> = Api::all(self.client.clone());
+            for other in api.list(&ListParams::default()).await?.items.into_iter().filter_map(|guard| guard.0.ok()) {
+                let uid = other.metadata.uid.unwrap_or_default();
+                for port in other.status.unwrap_or_default().ports {
+                    book.ports.claim(port.interception_port, &uid);
+                }
+            }
+            book.read_in = Some(epoch);
+        }
+        let released = std::mem::take(&mut *self.released.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        for (gone, at) in released {
+            book.ports.release(&gone, &[], at);
+        }
+        let now = Instant::now();
+        let mut ports = Vec::with_capacity(wanted.len());
+        for port in wanted {
+            let interception_port = match owned.iter().find(|own| own.port == *port) {
+                Some(own) => own.interception_port,
+                None => book.ports.allocate(uid, *port, now)?,
+            };
+            ports.push(InterceptedPort { port: *port, interception_port });
+        }
+        let kept: Vec<u16> = ports.iter().map(|port| port.interception_port).collect();
+        book.ports.release(uid, &kept, now);
+        Ok(ports)
+    }
+}

@@ -1,0 +1,556 @@
+//! The decision: from what is observed of one ElastiService, and the time, to what shall be done about it.
+//!
+//! Pure and total: no I/O, no clock of its own. [`crate::controller`] calls [`plan`] on every change and applies what it
+//! says, in order; what is not yet as wished is observed again and planned again, so any step may fail at any time.
+//!
+//! Invariants, each with a test below:
+//! - a target is scaled to zero only by the Lease holder, while it is intercepted, every live resolver listens, the slices
+//!   are published, kube-proxy has had its time, and all triggers and resolvers have been asked again since;
+//! - a wake needs no Lease: whatever is held wakes a target at zero;
+//! - only the Lease holder stops intercepting; any replica starts it for a target found at zero;
+//! - the status is written first: resolvers are told only what has been read back from it.
+
+use std::time::{Duration, Instant};
+
+use elasti_api::message::{Mode, PortState, ServiceState};
+use elasti_api::v1alpha1::ElastiServiceStatus;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::conditions;
+use crate::observed::{Observed, ResolverSlice, ServiceObserved, TargetObserved, TargetState, Verdict};
+use crate::schedule;
+use crate::slices;
+
+/// How long a replica without the Lease leaves a wake to its holder: a `/scale` patch takes some milliseconds, so this
+/// means that the holder is gone or slow.
+const FOLLOWER_PATIENCE: Duration = Duration::from_millis(300);
+
+/// For this long a new Lease holder takes no resolver out of a slice: they are still connecting to it.
+const LEADER_GRACE: Duration = Duration::from_secs(5);
+
+/// How long a scale-down waits for resolvers that redirect late; after that the slices carry their nodes' connections.
+const REDIRECT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A target that shall run and is not ready for this long has its pods looked at, and again after as long.
+const DIAGNOSE_AFTER: Duration = Duration::from_secs(3);
+
+/// How long a deleted ElastiService goes on intercepting for a target that it has just scaled back up.
+const FINALIZE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The time, on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// For ages.
+    pub instant: Instant,
+    /// For what is written into objects and compared with schedules.
+    pub timestamp: Timestamp,
+}
+
+/// What the operator is set to.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How long kube-proxy may take to act upon a changed slice.
+    pub kube_proxy_sync: Duration,
+    /// How often triggers are asked.
+    pub polling_interval: Duration,
+    /// The most resolvers in a slice, unless a `Local` traffic policy needs all.
+    pub max_slice_endpoints: usize,
+}
+
+/// What one replica remembers of an ElastiService from plan to plan. Losing it is safe: cooldowns start afresh.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Since when the target's `spec.replicas` has been above zero.
+    awake_since: Option<Instant>,
+    /// When connections through resolvers were last seen to come or to be open.
+    last_traffic: Option<Instant>,
+    /// The count of accepted connections that `last_traffic` is about.
+    accepted: u64,
+    /// Since when connections have been held for a target at zero.
+    held_since: Option<Instant>,
+    /// The scale-down in progress.
+    descent: Option<Descent>,
+    /// Since when the target shall run and is not ready.
+    unready_since: Option<Instant>,
+    /// When the pods were last looked at.
+    diagnosed: Option<Instant>,
+    /// When the deletion was first seen.
+    deleting_since: Option<Instant>,
+    /// When the slices of a deleted ElastiService were gone.
+    slices_gone_since: Option<Instant>,
+}
+
+/// A scale-down on its way: intercepting while the pods are still up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Descent {
+    started: Instant,
+    /// Since when all listen, the slices are published and the nodes redirect.
+    settled: Option<Instant>,
+}
+
+/// One thing to do. Actions are applied in order; the first that fails ends the plan.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Puts our finalizer on the ElastiService.
+    AddFinalizer,
+    /// Takes our finalizer off; the object goes.
+    RemoveFinalizer,
+    /// Patches `/scale` to this many replicas, if it is at zero.
+    ScaleUp {
+        /// `minTargetReplicas`.
+        replicas: i32,
+    },
+    /// Patches `/scale` to zero, if the target is still the one observed.
+    ScaleDown,
+    /// Allocates interception ports for these Service ports, lets all others rest, and writes the status.
+    AllocatePorts(Vec<u16>),
+    /// Writes the status, if the ElastiService is still the one observed.
+    WriteStatus(Box<ElastiServiceStatus>),
+    /// Makes the private Service as it shall be.
+    ApplyPrivateService,
+    /// Deletes private Services of ours.
+    DeletePrivateServices(Vec<String>),
+    /// Makes a slice as it shall be.
+    ApplySlice(ResolverSlice),
+    /// Deletes slices of ours.
+    DeleteSlices(Vec<String>),
+    /// Asks the triggers, in the background.
+    AskTriggers,
+    /// Looks at the target's pods for the reason why they are not ready.
+    Diagnose,
+    /// Records an event on the ElastiService.
+    Event {
+        /// Whether it is a warning.
+        warning: bool,
+        /// A word.
+        reason: &'static str,
+        /// A sentence.
+        message: String,
+    },
+}
+
+/// What resolvers shall know of the ElastiService.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Publish {
+    /// This.
+    State(Box<ServiceState>),
+    /// Nothing any more: listeners close.
+    Remove,
+    /// What they know already.
+    Keep,
+}
+
+/// What shall be done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// What resolvers shall know, told before the actions run.
+    pub publish: Publish,
+    /// What to do, in order.
+    pub actions: Vec<Action>,
+    /// What to remember.
+    pub memory: Memory,
+    /// Plan again after this long, even if nothing is seen to change.
+    pub again: Option<Duration>,
+}
+
+/// Decides.
+pub fn plan(observed: &Observed<'_>, memory: &Memory, settings: &Settings, now: Now) -> Plan {
+    Planner { observed, settings, now, memory: memory.clone(), actions: Vec::new(), again: None }.run()
+}
+
+struct Planner<'a> {
+    observed: &'a Observed<'a>,
+    settings: &'a Settings,
+    now: Now,
+    memory: Memory,
+    actions: Vec<Action>,
+    again: Option<Duration>,
+}
+
+impl Planner<'_> {
+    fn run(mut self) -> Plan {
+        self.remember();
+        let publish =
+            if self.observed.elasti.metadata.deletion_timestamp.is_some() { self.finalize() } else { self.reconcile() };
+        Plan { publish, actions: self.actions, memory: self.memory, again: self.again }
+    }
+
+    fn leads(&self) -> bool {
+        self.observed.leading_since.is_some()
+    }
+
+    fn status(&self) -> ElastiServiceStatus {
+        self.observed.elasti.status.clone().unwrap_or_default()
+    }
+
+    fn age(&self, since: Option<Instant>) -> Option<Duration> {
+        since.map(|since| self.now.instant.saturating_duration_since(since))
+    }
+
+    /// Whether `since` lies at least `wait` back; if not, sees to it that the plan is made again then.
+    fn passed(&mut self, since: Option<Instant>, wait: Duration) -> bool {
+        match self.age(since) {
+            Some(age) if age >= wait => true,
+            Some(age) => {
+                self.check_after(wait.saturating_sub(age));
+                false
+            }
+            None => false,
+        }
+    }
+
+    fn check_after(&mut self, wait: Duration) {
+        self.again = Some(self.again.map_or(wait, |again| again.min(wait)));
+    }
+
+    fn event(&mut self, warning: bool, reason: &'static str, message: String) {
+        self.actions.push(Action::Event { warning, reason, message });
+    }
+
+    fn remember(&mut self) {
+        let now = Some(self.now.instant);
+        let target = self.observed.target.found();
+        let runs = target.is_some_and(|target| target.spec_replicas > 0);
+        if !runs {
+            self.memory.awake_since = None;
+            self.memory.descent = None;
+        } else if self.memory.awake_since.is_none() {
+            self.memory.awake_since = now;
+        }
+        let accepted = self.observed.accepted();
+        if accepted != self.memory.accepted || self.observed.held() > 0 || self.observed.forwarding() > 0 {
+            self.memory.last_traffic = now;
+            self.memory.accepted = accepted;
+        }
+        if self.observed.held() == 0 {
+            self.memory.held_since = None;
+        } else if self.memory.held_since.is_none() {
+            self.memory.held_since = now;
+        }
+        if !runs || self.observed.target_ready() {
+            self.memory.unready_since = None;
+        } else if self.memory.unready_since.is_none() {
+            self.memory.unready_since = now;
+        }
+    }
+
+    fn reconcile(&mut self) -> Publish {
+        self.wake();
+        if self.leads() && !has_finalizer(self.observed) {
+            self.actions.push(Action::AddFinalizer);
+            return Publish::Keep;
+        }
+        let Some(service) = conditions::interceptable(self.observed) else {
+            // Nothing can be intercepted, so nothing of ours may stay in the path.
+            self.memory.descent = None;
+            self.withdraw(&[]);
+            self.write_status(Mode::Serve);
+            return Publish::Remove;
+        };
+        self.diagnose();
+        if self.leads() {
+            self.keep_ports(&service);
+            self.keep_private_service(&service);
+            self.descend();
+        }
+        let mode = self.mode();
+        self.write_status(mode);
+        self.keep_slices(&service);
+        state(self.observed, &service).map_or(Publish::Keep, |state| Publish::State(Box::new(state)))
+    }
+
+    /// Whatever is held wakes a target at zero; so does a trigger that sees traffic.
+    fn wake(&mut self) {
+        let Some(target) = self.observed.target.found() else { return };
+        if target.spec_replicas > 0 || self.observed.taken_by.is_some() {
+            return;
+        }
+        let busy = self.observed.triggers.as_ref().is_some_and(|triggers| triggers.verdict == Verdict::Busy);
+        let wanted = match (self.observed.held() > 0, self.leads()) {
+            (true, true) => true,
+            (true, false) => self.passed(self.memory.held_since, FOLLOWER_PATIENCE),
+            (false, leads) => busy && leads,
+        };
+        if wanted {
+            self.actions.push(Action::ScaleUp { replicas: self.observed.elasti.spec.min_target_replicas.max(1) });
+        }
+    }
+
+    fn keep_ports(&mut self, service: &ServiceObserved) {
+        let mut wanted: Vec<u16> = service.ports.iter().map(|port| port.port).collect();
+        let mut owned: Vec<u16> = self.status().ports.iter().map(|port| port.port).collect();
+        wanted.sort_unstable();
+        owned.sort_unstable();
+        if wanted != owned {
+            self.actions.push(Action::AllocatePorts(wanted));
+        }
+    }
+
+    fn keep_private_service(&mut self, service: &ServiceObserved) {
+        if !self.observed.private.as_ref().is_some_and(|private| crate::private_service::follows(private, service)) {
+            self.actions.push(Action::ApplyPrivateService);
+        }
+        if !self.observed.stale_private.is_empty() {
+            self.actions.push(Action::DeletePrivateServices(self.observed.stale_private.clone()));
+        }
+    }
+
+    fn diagnose(&mut self) {
+        if self.leads()
+            && self.passed(self.memory.unready_since, DIAGNOSE_AFTER)
+            && (self.memory.diagnosed.is_none() || self.passed(self.memory.diagnosed, DIAGNOSE_AFTER))
+        {
+            self.memory.diagnosed = Some(self.now.instant);
+            self.check_after(DIAGNOSE_AFTER);
+            self.actions.push(Action::Diagnose);
+        }
+    }
+
+    /// Idle for the cooldown: intercept, settle, ask again, and only then scale to zero.
+    fn descend(&mut self) {
+        let Some(target) = self.observed.target.found() else { return };
+        if target.spec_replicas == 0 || self.observed.elasti.spec.triggers.is_none() {
+            return;
+        }
+        if self
+            .observed
+            .triggers
+            .as_ref()
+            .is_none_or(|triggers| self.age(Some(triggers.asked)) >= Some(self.settings.polling_interval))
+        {
+            self.actions.push(Action::AskTriggers);
+        }
+        self.check_after(self.settings.polling_interval);
+        if !self.idle_for_cooldown() {
+            self.memory.descent = None;
+            return;
+        }
+        let descent = *self.memory.descent.get_or_insert(Descent { started: self.now.instant, settled: None });
+        if !self.settled(descent) {
+            self.memory.descent = Some(Descent { settled: None, ..descent });
+            self.check_after(REDIRECT_PATIENCE);
+            return;
+        }
+        let settled = descent.settled.unwrap_or(self.now.instant);
+        self.memory.descent = Some(Descent { settled: Some(settled), ..descent });
+        if !self.passed(Some(settled), self.settings.kube_proxy_sync) {
+            return;
+        }
+        // The last word: an answer that was given after all connections had begun to pass through resolvers.
+        let asked_since = self
+            .observed
+            .triggers
+            .as_ref()
+            .is_some_and(|triggers| triggers.asked >= settled + self.settings.kube_proxy_sync);
+        if asked_since {
+            self.actions.push(Action::ScaleDown);
+        } else if !self.actions.contains(&Action::AskTriggers) {
+            self.actions.push(Action::AskTriggers);
+        }
+    }
+
+    fn idle_for_cooldown(&mut self) -> bool {
+        let Some(triggers) = &self.observed.triggers else { return false };
+        if triggers.verdict != Verdict::Idle || schedule::closed(&self.observed.elasti.spec, self.now.timestamp) {
+            return false;
+        }
+        let quiet_since = [self.observed.leading_since, self.memory.awake_since, triggers.idle_since]
+            .into_iter()
+            .collect::<Option<Vec<Instant>>>()
+            .and_then(|since| since.into_iter().chain(self.memory.last_traffic).max());
+        let cooldown = self.observed.elasti.spec.cooldown();
+        // A resolver that has just connected may not have said yet what it holds.
+        self.passed(quiet_since, cooldown)
+    }
+
+    /// Whether every connection that begins now passes through a resolver, as far as can be seen.
+    fn settled(&self, descent: Descent) -> bool {
+        let status = self.status();
+        if status.mode != Some(Mode::Proxy) || !published(self.observed) {
+            return false;
+        }
+        let staying = || self.observed.resolvers.iter().filter(|resolver| !resolver.leaving);
+        let listening = slices::eligible(&self.observed.resolvers, status.revision).count();
+        let redirecting = staying().all(|resolver| {
+            resolver.redirect_disabled.is_some()
+                || resolver.ack.as_ref().is_some_and(|ack| ack.redirecting && ack.revision >= status.revision)
+        });
+        let all = listening == staying().count() && redirecting;
+        listening > 0 && (all || self.age(Some(descent.started)) >= Some(REDIRECT_PATIENCE))
+    }
+
+    /// The mode that shall be, as far as this replica may change it.
+    fn mode(&self) -> Mode {
+        let current = self.status().mode;
+        let target = self.observed.target.found();
+        let at_zero = target.is_some_and(|target| target.spec_replicas == 0);
+        if at_zero {
+            return Mode::Proxy;
+        }
+        if !self.leads() {
+            return current.unwrap_or(Mode::Serve);
+        }
+        if self.memory.descent.is_some() || !self.observed.target_ready() { Mode::Proxy } else { Mode::Serve }
+    }
+
+    fn write_status(&mut self, mode: Mode) {
+        let current = self.status();
+        let mut wanted = current.clone();
+        if current.mode != Some(mode) {
+            wanted.mode = Some(mode);
+            wanted.revision += 1;
+            wanted.last_reconciled_time = Some(Time(self.now.timestamp));
+        }
+        if self.leads() {
+            wanted.observed_generation = self.observed.elasti.metadata.generation;
+            wanted.conditions = conditions::conditions(self.observed, mode, self.now.timestamp);
+        }
+        if wanted == current {
+            return;
+        }
+        self.actions.push(Action::WriteStatus(Box::new(wanted)));
+        if current.mode != Some(mode) {
+            let (reason, message) = match mode {
+                Mode::Proxy => ("Intercepting", "connections are intercepted: the target sleeps or is not ready"),
+                Mode::Serve => ("Serving", "clients reach the target directly"),
+            };
+            self.event(false, reason, message.to_owned());
+        }
+    }
+
+    fn keep_slices(&mut self, service: &ServiceObserved) {
+        let intercepting = self.status().mode == Some(Mode::Proxy);
+        if !intercepting {
+            self.withdraw(&[]);
+            return;
+        }
+        let wanted = slices::desired(self.observed, service, self.settings.max_slice_endpoints);
+        let own: Vec<&ResolverSlice> =
+            self.observed.slices.iter().filter(|slice| slice.service == self.observed.elasti.spec.service).collect();
+        // A replica without the Lease publishes what is missing and leaves the rest to its holder.
+        if !self.leads() && !own.is_empty() {
+            return;
+        }
+        let keeps_all = self.age(self.observed.leading_since).is_some_and(|age| age < LEADER_GRACE);
+        if keeps_all {
+            self.check_after(LEADER_GRACE);
+        }
+        for mut slice in wanted.clone() {
+            let present = own.iter().find(|present| present.name == slice.name);
+            if let (true, Some(present)) = (keeps_all, present) {
+                slice.endpoints.extend(present.endpoints.iter().cloned());
+                slice.endpoints.sort();
+                slice.endpoints.dedup();
+            }
+            if present.is_none_or(|present| **present != slice) {
+                self.actions.push(Action::ApplySlice(slice));
+            }
+        }
+        // Where no resolver is left, the last known ones stay: an empty slice is a refused connection for sure.
+        let kept: Vec<&str> = own.iter().map(|slice| slice.name.as_str()).collect();
+        self.withdraw(&kept);
+    }
+
+    /// Deletes all slices but the named ones.
+    fn withdraw(&mut self, kept: &[&str]) {
+        let stale: Vec<String> = self
+            .observed
+            .slices
+            .iter()
+            .map(|slice| slice.name.clone())
+            .filter(|name| !kept.contains(&name.as_str()))
+            .collect();
+        if self.leads() && !stale.is_empty() {
+            self.actions.push(Action::DeleteSlices(stale));
+        }
+    }
+
+    /// Leaves everything as it was found: the target up, clients at its pods, nothing of ours behind.
+    fn finalize(&mut self) -> Publish {
+        if !self.leads() || !has_finalizer(self.observed) {
+            return Publish::Keep;
+        }
+        let now = self.now.instant;
+        let since = *self.memory.deleting_since.get_or_insert(now);
+        if let (TargetState::Found(target), None) = (&self.observed.target, &self.observed.taken_by) {
+            if target.spec_replicas == 0 {
+                self.actions.push(Action::ScaleUp { replicas: self.observed.elasti.spec.min_target_replicas.max(1) });
+            }
+            if !self.observed.target_ready() && !self.passed(Some(since), FINALIZE_PATIENCE) {
+                return Publish::Keep;
+            }
+        }
+        if !self.observed.slices.is_empty() {
+            self.withdraw(&[]);
+            return Publish::Keep;
+        }
+        // The listeners stay for as long as a kube-proxy may still send connections to them.
+        let gone = *self.memory.slices_gone_since.get_or_insert(now);
+        if self.status().mode == Some(Mode::Proxy) && !self.passed(Some(gone), self.settings.kube_proxy_sync) {
+            return Publish::Keep;
+        }
+        let mut private = self.observed.stale_private.clone();
+        if self.observed.private.is_some() {
+            private.push(elasti_api::names::private_service(&self.observed.elasti.spec.service));
+        }
+        if !private.is_empty() {
+            self.actions.push(Action::DeletePrivateServices(private));
+        }
+        self.actions.push(Action::RemoveFinalizer);
+        Publish::Remove
+    }
+}
+
+fn has_finalizer(observed: &Observed<'_>) -> bool {
+    observed.elasti.metadata.finalizers.iter().flatten().any(|name| name == elasti_api::names::FINALIZER)
+}
+
+/// Whether the Service's slices name at least one resolver.
+pub fn published(observed: &Observed<'_>) -> bool {
+    let service = &observed.elasti.spec.service;
+    observed.slices.iter().any(|slice| slice.service == *service && !slice.endpoints.is_empty())
+}
+
+/// What resolvers shall know, from the status as it was read back; `None` before the status says a mode and ports.
+fn state(observed: &Observed<'_>, service: &ServiceObserved) -> Option<ServiceState> {
+    let elasti = observed.elasti;
+    let status = elasti.status.as_ref()?;
+    let mode = status.mode?;
+    let ports: Vec<PortState> = service
+        .ports
+        .iter()
+        .filter_map(|port| {
+            let own = status.ports.iter().find(|own| own.port == port.port)?;
+            Some(PortState {
+                port: port.port,
+                interception_port: own.interception_port,
+                backends: observed.backends.get(&port.port).cloned().unwrap_or_default(),
+            })
+        })
+        .collect();
+    if ports.is_empty() {
+        return None;
+    }
+    Some(ServiceState {
+        uid: observed.uid().to_owned(),
+        namespace: elasti.metadata.namespace.clone().unwrap_or_default(),
+        name: elasti.metadata.name.clone().unwrap_or_default(),
+        service: elasti.spec.service.clone(),
+        revision: status.revision,
+        mode,
+        redirect: mode == Mode::Proxy && (published(observed) || !observed.target_ready()),
+        cluster_ips: service.cluster_ips.clone(),
+        fallback: observed.private.as_ref().map(|private| private.cluster_ips.clone()).unwrap_or_default(),
+        ports,
+        hold: elasti.spec.hold_policy(),
+    })
+}
+
+/// Whether `target` is one that a scale-down may still be applied to: nobody has scaled it since.
+pub fn unchanged(target: &TargetObserved, current_spec_replicas: i32) -> bool {
+    current_spec_replicas > 0 && current_spec_replicas == target.spec_replicas
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,497 @@
+//! Each invariant of the plan, and the life of a Service step by step.
+
+use std::collections::BTreeMap;
+
+use elasti_api::v1alpha1::{ElastiService, InterceptedPort, ScaleTrigger};
+
+use super::*;
+use crate::observed::{ServicePort, TriggersObserved};
+use crate::resolvers::{Ack, ResolverObserved, Traffic};
+
+const SETTINGS: Settings = Settings {
+    kube_proxy_sync: Duration::from_secs(2),
+    polling_interval: Duration::from_secs(30),
+    max_slice_endpoints: 32,
+};
+
+/// A Service's world: what is observed of it changes as actions are applied and time passes.
+struct World {
+    elasti: ElastiService,
+    service: Option<ServiceObserved>,
+    private: Option<ServiceObserved>,
+    target: TargetState,
+    ready: bool,
+    slices: Vec<ResolverSlice>,
+    resolvers: Vec<ResolverObserved>,
+    triggers: Option<TriggersObserved>,
+    taken_by: Option<String>,
+    leading_since: Option<Instant>,
+    memory: Memory,
+    start: Instant,
+    elapsed: Duration,
+}
+
+impl World {
+    /// A target with one ready pod, long served, and two resolvers; this replica has led for an hour.
+    fn serving() -> Self {
+        let start = Instant::now() + Duration::from_hours(2);
+        let mut elasti = ElastiService::default();
+        elasti.metadata.uid = Some("uid".into());
+        elasti.metadata.name = Some("web".into());
+        elasti.metadata.namespace = Some("shop".into());
+        elasti.metadata.finalizers = Some(vec![elasti_api::names::FINALIZER.into()]);
+        elasti.spec.service = "web".into();
+        elasti.spec.min_target_replicas = 1;
+        elasti.spec.cooldown_period = 60;
+        elasti.spec.triggers = Some(vec![ScaleTrigger { type_: "prometheus".into(), metadata: None }]);
+        elasti.spec.triggers.as_mut().unwrap()[0].metadata = Some(serde_json::json!({"query": "q", "threshold": 1}));
+        elasti.status = Some(ElastiServiceStatus {
+            mode: Some(Mode::Serve),
+            revision: 1,
+            ports: vec![InterceptedPort { port: 80, interception_port: 20_080 }],
+            ..ElastiServiceStatus::default()
+        });
+        let service = ServiceObserved {
+            cluster_ips: vec!["10.96.0.10".parse().unwrap()],
+            ports: vec![ServicePort { name: "http".into(), port: 80, app_protocol: None }],
+            selector: [("app".to_owned(), "web".to_owned())].into(),
+            ..ServiceObserved::default()
+        };
+        let mut world = Self {
+            elasti,
+            private: Some(ServiceObserved { owner_uid: Some("uid".into()), ..service.clone() }),
+            service: Some(service),
+            target: TargetState::Missing,
+            ready: true,
+            slices: vec![],
+            resolvers: vec![],
+            triggers: None,
+            taken_by: None,
+            leading_since: Some(start - Duration::from_hours(1)),
+            memory: Memory::default(),
+            start,
+            elapsed: Duration::ZERO,
+        };
+        world.scale(1);
+        for number in 1..=2 {
+            world.connect(number);
+        }
+        world
+    }
+
+    fn scale(&mut self, spec_replicas: i32) {
+        self.target = TargetState::Found(TargetObserved { spec_replicas, ..TargetObserved::default() });
+    }
+
+    fn connect(&mut self, number: u8) {
+        self.resolvers.push(ResolverObserved {
+            pod: format!("resolver-{number}"),
+            node: format!("node-{number}"),
+            addresses: vec![format!("10.244.{number}.2").parse().unwrap()],
+            redirect_disabled: None,
+            leaving: false,
+            ack: None,
+            traffic: Traffic::default(),
+        });
+    }
+
+    fn status(&self) -> ElastiServiceStatus {
+        self.elasti.status.clone().unwrap()
+    }
+
+    /// Every resolver does as the status says.
+    fn acknowledge(&mut self) {
+        let status = self.status();
+        for resolver in &mut self.resolvers {
+            resolver.ack = Some(Ack {
+                revision: status.revision,
+                listening: true,
+                redirecting: status.mode == Some(Mode::Proxy),
+                error: None,
+            });
+        }
+    }
+
+    fn idle(&mut self) {
+        let idle_since = self.triggers.as_ref().and_then(|triggers| triggers.idle_since);
+        let asked = self.now().instant;
+        self.triggers =
+            Some(TriggersObserved { verdict: Verdict::Idle, asked, idle_since: idle_since.or(Some(asked)) });
+    }
+
+    fn now(&self) -> Now {
+        Now { instant: self.start + self.elapsed, timestamp: "2026-01-02T03:04:05Z".parse().unwrap() }
+    }
+
+    fn plan(&mut self) -> Plan {
+        let backends: BTreeMap<u16, Vec<std::net::SocketAddr>> =
+            [(80, self.ready.then(|| "10.244.1.9:8080".parse().unwrap()).into_iter().collect())].into();
+        let observed = Observed {
+            elasti: &self.elasti,
+            taken_by: self.taken_by.clone(),
+            service: self.service.clone(),
+            private: self.private.clone(),
+            target: self.target.clone(),
+            backends,
+            slices: self.slices.clone(),
+            stale_private: vec![],
+            resolvers: self.resolvers.clone(),
+            triggers: self.triggers.clone(),
+            diagnosis: None,
+            leading_since: self.leading_since,
+        };
+        let plan = plan(&observed, &self.memory, &SETTINGS, self.now());
+        self.memory = plan.memory.clone();
+        plan
+    }
+
+    /// Plans and applies until nothing changes; returns what was applied.
+    fn settle(&mut self) -> Vec<Action> {
+        let mut applied = vec![];
+        for _ in 0..10 {
+            let actions = self.plan().actions;
+            let before = (self.status(), self.slices.clone(), self.target.clone(), self.triggers.clone());
+            for action in &actions {
+                match action {
+                    Action::WriteStatus(status) => self.elasti.status = Some(*status.clone()),
+                    Action::ApplySlice(slice) => {
+                        self.slices.retain(|present| present.name != slice.name);
+                        self.slices.push(slice.clone());
+                    }
+                    Action::DeleteSlices(names) => self.slices.retain(|slice| !names.contains(&slice.name)),
+                    Action::ScaleUp { replicas } => self.scale(*replicas),
+                    Action::ScaleDown => {
+                        self.scale(0);
+                        self.ready = false;
+                    }
+                    Action::AskTriggers if self.triggers.as_ref().is_some_and(|t| t.verdict == Verdict::Idle) => {
+                        self.idle();
+                    }
+                    _ => {}
+                }
+            }
+            applied.extend(actions);
+            if before == (self.status(), self.slices.clone(), self.target.clone(), self.triggers.clone()) {
+                break;
+            }
+        }
+        applied
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.elapsed += time;
+    }
+
+    /// Idle for the cooldown and intercepted, up to the moment before kube-proxy's time has passed.
+    fn descending() -> Self {
+        let mut world = Self::serving();
+        world.acknowledge();
+        world.idle();
+        world.settle();
+        world.pass(Duration::from_secs(60));
+        world.settle();
+        assert_eq!(world.status().mode, Some(Mode::Proxy), "idle for the cooldown is intercepted first");
+        world.acknowledge();
+        world.settle();
+        world
+    }
+
+    fn asleep() -> Self {
+        let mut world = Self::descending();
+        world.pass(SETTINGS.kube_proxy_sync);
+        let applied = world.settle();
+        assert!(applied.contains(&Action::ScaleDown), "{applied:?}");
+        world.settle();
+        world
+    }
+}
+
+fn scales_down(actions: &[Action]) -> bool {
+    actions.contains(&Action::ScaleDown)
+}
+
+fn scales_up(actions: &[Action]) -> bool {
+    actions.iter().any(|action| matches!(action, Action::ScaleUp { .. }))
+}
+
+fn published_mode(plan: &Plan) -> Option<(Mode, bool)> {
+    match &plan.publish {
+        Publish::State(state) => Some((state.mode, state.redirect)),
+        Publish::Remove | Publish::Keep => None,
+    }
+}
+
+#[test]
+fn an_idle_target_is_intercepted_then_published_then_put_to_sleep() {
+    let mut world = World::serving();
+    world.acknowledge();
+    world.idle();
+    assert!(!scales_down(&world.settle()));
+    assert_eq!(world.status().mode, Some(Mode::Serve), "the cooldown has not passed");
+    world.pass(Duration::from_secs(60));
+    world.settle();
+    assert_eq!((world.status().mode, world.status().revision), (Some(Mode::Proxy), 2));
+    assert!(world.slices.is_empty(), "no resolver has acknowledged this revision");
+    assert_eq!(published_mode(&world.plan()), Some((Mode::Proxy, false)), "not redirected before published");
+    world.acknowledge();
+    assert!(!scales_down(&world.settle()), "kube-proxy has not had its time");
+    assert_eq!(world.slices[0].endpoints.len(), 2);
+    assert_eq!(published_mode(&world.plan()), Some((Mode::Proxy, true)));
+    world.pass(SETTINGS.kube_proxy_sync);
+    assert!(scales_down(&world.settle()));
+    assert_eq!(world.status().mode, Some(Mode::Proxy));
+}
+
+#[test]
+fn a_scale_down_asks_the_triggers_again_after_everything_is_intercepted() {
+    let mut world = World::descending();
+    world.pass(SETTINGS.kube_proxy_sync);
+    let first = world.plan();
+    assert!(!scales_down(&first.actions), "the last answer is older than the interception");
+    assert!(first.actions.contains(&Action::AskTriggers));
+    world.idle();
+    assert!(scales_down(&world.plan().actions));
+}
+
+#[test]
+fn a_connection_during_the_way_down_aborts_it() {
+    let mut world = World::descending();
+    world.resolvers[1].traffic.accepted += 1;
+    world.pass(SETTINGS.kube_proxy_sync);
+    assert!(!scales_down(&world.settle()));
+    assert_eq!(world.status().mode, Some(Mode::Serve), "the target serves on");
+    assert!(world.slices.is_empty());
+}
+
+#[test]
+fn a_busy_or_failing_trigger_aborts_the_way_down() {
+    for verdict in [Verdict::Busy, Verdict::Unknown("gone".into())] {
+        let mut world = World::descending();
+        world.pass(SETTINGS.kube_proxy_sync);
+        let asked = world.now().instant;
+        world.triggers = Some(TriggersObserved { verdict, asked, idle_since: None });
+        assert!(!scales_down(&world.settle()));
+        assert_eq!(world.status().mode, Some(Mode::Serve));
+    }
+}
+
+#[test]
+fn nothing_is_put_to_sleep_without_a_resolver_that_listens() {
+    let mut world = World::serving();
+    world.resolvers.clear();
+    world.idle();
+    world.pass(Duration::from_mins(10));
+    assert!(!scales_down(&world.settle()));
+    world.pass(Duration::from_mins(10));
+    assert!(!scales_down(&world.settle()));
+}
+
+#[test]
+fn a_resolver_that_does_not_redirect_in_time_is_left_to_the_slices() {
+    let mut world = World::descending();
+    world.resolvers[0].ack.as_mut().unwrap().redirecting = false;
+    world.memory.descent.as_mut().unwrap().settled = None;
+    world.plan();
+    world.pass(SETTINGS.kube_proxy_sync);
+    assert!(!scales_down(&world.settle()), "it is waited for");
+    world.pass(REDIRECT_PATIENCE);
+    world.settle();
+    world.pass(SETTINGS.kube_proxy_sync);
+    assert!(scales_down(&world.settle()));
+}
+
+#[test]
+fn a_new_leader_starts_the_cooldown_afresh() {
+    let mut world = World::descending();
+    world.leading_since = Some(world.now().instant);
+    world.memory = Memory::default();
+    world.pass(Duration::from_secs(30));
+    assert!(!scales_down(&world.settle()));
+    assert_eq!(world.status().mode, Some(Mode::Serve), "and serves meanwhile");
+}
+
+#[test]
+fn a_replica_without_the_lease_never_scales_down_or_stops_intercepting() {
+    let mut world = World::descending();
+    world.leading_since = None;
+    world.pass(Duration::from_hours(1));
+    world.idle();
+    let actions = world.settle();
+    assert!(!scales_down(&actions), "{actions:?}");
+    assert_eq!(world.status().mode, Some(Mode::Proxy));
+    assert_eq!(world.slices.len(), 1);
+}
+
+#[test]
+fn whatever_is_held_wakes_a_target_at_zero() {
+    let mut world = World::asleep();
+    world.resolvers[0].traffic.held = 1;
+    let plan = world.plan();
+    assert_eq!(plan.actions.first(), Some(&Action::ScaleUp { replicas: 1 }), "before anything else");
+}
+
+#[test]
+fn a_replica_without_the_lease_wakes_when_its_holder_does_not() {
+    let mut world = World::asleep();
+    world.leading_since = None;
+    world.resolvers[0].traffic.held = 1;
+    let plan = world.plan();
+    assert!(!scales_up(&plan.actions));
+    assert!(plan.again.is_some_and(|again| again <= FOLLOWER_PATIENCE));
+    world.pass(FOLLOWER_PATIENCE);
+    assert!(scales_up(&world.plan().actions));
+}
+
+#[test]
+fn a_trigger_that_sees_traffic_wakes_a_target_at_zero() {
+    let mut world = World::asleep();
+    let asked = world.now().instant;
+    world.triggers = Some(TriggersObserved { verdict: Verdict::Busy, asked, idle_since: None });
+    assert!(scales_up(&world.settle()));
+}
+
+#[test]
+fn interception_ends_when_the_target_is_ready_and_not_before() {
+    let mut world = World::asleep();
+    world.resolvers[0].traffic.held = 1;
+    world.settle();
+    assert_eq!(world.status().mode, Some(Mode::Proxy), "woken, not ready");
+    world.resolvers[0].traffic.held = 0;
+    world.ready = true;
+    world.settle();
+    assert_eq!(world.status().mode, Some(Mode::Serve));
+    assert!(world.slices.is_empty());
+}
+
+#[test]
+fn a_target_that_somebody_scaled_to_zero_is_intercepted_at_once_and_redirected_before_published() {
+    for leads in [true, false] {
+        let mut world = World::serving();
+        if !leads {
+            world.leading_since = None;
+        }
+        world.scale(0);
+        world.ready = false;
+        let actions = world.plan().actions;
+        let wrote = actions
+            .iter()
+            .any(|action| matches!(action, Action::WriteStatus(status) if status.mode == Some(Mode::Proxy)));
+        assert!(wrote, "leads: {leads}, {actions:?}");
+        world.settle();
+        assert_eq!(published_mode(&world.plan()), Some((Mode::Proxy, true)));
+        world.acknowledge();
+        world.settle();
+        assert_eq!(world.slices.len(), 1);
+    }
+}
+
+#[test]
+fn slices_follow_the_resolvers() {
+    let mut world = World::asleep();
+    world.connect(3);
+    world.acknowledge();
+    world.settle();
+    assert_eq!(world.slices[0].endpoints.len(), 3);
+    world.resolvers.remove(0);
+    world.settle();
+    assert_eq!(world.slices[0].endpoints.len(), 2);
+    world.resolvers[0].leaving = true;
+    world.settle();
+    assert_eq!(world.slices[0].endpoints.len(), 1);
+    world.resolvers.clear();
+    world.settle();
+    assert_eq!(world.slices[0].endpoints.len(), 1, "the last known resolver stays");
+}
+
+#[test]
+fn a_new_leader_takes_no_resolver_out_before_they_had_time_to_connect() {
+    let mut world = World::asleep();
+    world.leading_since = Some(world.now().instant);
+    world.resolvers.remove(0);
+    world.settle();
+    assert_eq!(world.slices[0].endpoints.len(), 2);
+    world.pass(LEADER_GRACE);
+    world.settle();
+    assert_eq!(world.slices[0].endpoints.len(), 1);
+}
+
+#[test]
+fn a_slice_that_was_removed_by_hand_comes_back() {
+    let mut world = World::asleep();
+    world.slices.clear();
+    world.settle();
+    assert_eq!(world.slices.len(), 1);
+}
+
+#[test]
+fn deletion_wakes_the_target_waits_for_it_and_leaves_nothing() {
+    let mut world = World::asleep();
+    world.elasti.metadata.deletion_timestamp = Some(Time(world.now().timestamp));
+    let actions = world.settle();
+    assert!(scales_up(&actions));
+    assert!(!actions.contains(&Action::RemoveFinalizer), "clients are held until the target is ready");
+    world.ready = true;
+    world.settle();
+    assert!(world.slices.is_empty());
+    assert!(!world.plan().actions.contains(&Action::RemoveFinalizer), "kube-proxy may still send connections");
+    world.pass(SETTINGS.kube_proxy_sync);
+    let plan = world.plan();
+    assert!(plan.actions.contains(&Action::RemoveFinalizer));
+    assert_eq!(plan.publish, Publish::Remove);
+}
+
+#[test]
+fn deletion_does_not_wait_for_ever_for_a_target_that_never_starts() {
+    let mut world = World::asleep();
+    world.elasti.metadata.deletion_timestamp = Some(Time(world.now().timestamp));
+    world.settle();
+    world.pass(FINALIZE_PATIENCE);
+    world.settle();
+    world.pass(SETTINGS.kube_proxy_sync);
+    assert!(world.plan().actions.contains(&Action::RemoveFinalizer));
+}
+
+#[test]
+fn what_cannot_be_intercepted_is_said_with_its_cure_and_never_sleeps() {
+    type Break = fn(&mut World);
+    let cases: [(&str, Break); 5] = [
+        ("ServiceNotFound", |world| world.service = None),
+        ("HeadlessService", |world| world.service.as_mut().unwrap().headless = true),
+        ("ServiceWithoutSelector", |world| world.service.as_mut().unwrap().selector.clear()),
+        ("NoTcpPort", |world| world.service.as_mut().unwrap().ports.clear()),
+        ("ServiceTaken", |world| world.taken_by = Some("older".into())),
+    ];
+    for (reason, break_it) in cases {
+        let mut world = World::serving();
+        world.acknowledge();
+        break_it(&mut world);
+        world.idle();
+        world.settle();
+        world.pass(Duration::from_hours(1));
+        assert!(!scales_down(&world.settle()), "{reason}");
+        let ready = world.status().conditions.into_iter().find(|condition| condition.type_ == "Ready").unwrap();
+        assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", reason));
+        assert!(ready.message.contains("web"), "names the object: {}", ready.message);
+    }
+}
+
+#[test]
+fn a_missing_target_is_said_and_its_clients_are_held() {
+    let mut world = World::serving();
+    world.target = TargetState::Missing;
+    world.ready = false;
+    world.settle();
+    assert_eq!(world.status().mode, Some(Mode::Proxy));
+    let ready = &world.status().conditions[0];
+    assert_eq!((ready.type_.as_str(), ready.reason.as_str()), ("Ready", "TargetNotFound"));
+}
+
+#[test]
+fn an_unchanged_world_writes_nothing() {
+    let mut world = World::serving();
+    world.acknowledge();
+    world.elasti.spec.triggers = None;
+    world.settle();
+    let plan = world.plan();
+    assert_eq!((plan.actions, plan.again), (vec![], None));
+}

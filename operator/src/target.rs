@@ -1,0 +1,142 @@
+//! Scale targets: which kinds there are, how one is observed, and how `/scale` is patched.
+
+use elasti_api::v1alpha1::ScaleTargetRef;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::core::{ApiResource, GroupVersionKind, Selector};
+
+use crate::observed::{ObjectKey, TargetObserved};
+
+/// A kind of target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// `apps/v1 Deployment`.
+    Deployment,
+    /// `apps/v1 StatefulSet`.
+    StatefulSet,
+    /// `argoproj.io/v1alpha1 Rollout`.
+    Rollout,
+}
+
+impl Kind {
+    /// Kinds that every cluster serves.
+    pub const BUILT_IN: [Self; 2] = [Self::Deployment, Self::StatefulSet];
+
+    /// The kind that a reference names; `None` when we know no such kind.
+    pub fn of(reference: &ScaleTargetRef) -> Option<Self> {
+        match (reference.api_version.as_str(), reference.kind()) {
+            ("apps/v1", "Deployment") => Some(Self::Deployment),
+            ("apps/v1", "StatefulSet") => Some(Self::StatefulSet),
+            ("argoproj.io/v1alpha1", "Rollout") => Some(Self::Rollout),
+            _ => None,
+        }
+    }
+
+    /// The API resource.
+    pub fn resource(self) -> ApiResource {
+        let (group, version, kind, plural) = match self {
+            Self::Deployment => ("apps", "v1", "Deployment", "deployments"),
+            Self::StatefulSet => ("apps", "v1", "StatefulSet", "statefulsets"),
+            Self::Rollout => ("argoproj.io", "v1alpha1", "Rollout", "rollouts"),
+        };
+        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural)
+    }
+}
+
+/// What is kept of a target.
+pub fn observed(object: &DynamicObject) -> TargetObserved {
+    let replicas = |path: &str| object.data.pointer(path).and_then(serde_json::Value::as_i64);
+    let count = |value: i64| i32::try_from(value).unwrap_or(i32::MAX);
+    let selector = object
+        .data
+        .pointer("/spec/selector")
+        .and_then(|selector| serde_json::from_value::<LabelSelector>(selector.clone()).ok())
+        .and_then(|selector| Selector::try_from(selector).ok())
+        .map(|selector| selector.to_string())
+        .unwrap_or_default();
+    TargetObserved {
+        namespace: object.metadata.namespace.clone().unwrap_or_default(),
+        name: object.metadata.name.clone().unwrap_or_default(),
+        spec_replicas: count(replicas("/spec/replicas").unwrap_or(1)),
+        status_replicas: count(replicas("/status/replicas").unwrap_or(0)),
+        selector,
+        resource_version: object.metadata.resource_version.clone().unwrap_or_default(),
+    }
+}
+
+/// How a `/scale` patch went.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Scaled {
+    /// The target has the new replicas.
+    Done,
+    /// Somebody else has changed the target meanwhile, so nothing was patched.
+    Changed,
+}
+
+/// Scales from zero. The patch carries the resourceVersion that the caches know, so in the common case it is one
+/// request; if the target has changed since, it is read and patched again, and left alone if it is above zero.
+pub async fn scale_up(api: &Api<DynamicObject>, target: &TargetObserved, replicas: i32) -> Result<Scaled, kube::Error> {
+    match patch(api, &target.name, &target.resource_version, replicas).await {
+        Err(kube::Error::Api(status)) if status.is_conflict() => {}
+        other => return other.map(|()| Scaled::Done),
+    }
+    let scale = api.get_scale(&target.name).await?;
+    if scale.spec.and_then(|spec| spec.replicas).unwrap_or(0) > 0 {
+        return Ok(Scaled::Changed);
+    }
+    let version = scale.metadata.resource_version.unwrap_or_default();
+    patch(api, &target.name, &version, replicas).await.map(|()| Scaled::Done)
+}
+
+/// Scales to zero, if the target still has the replicas that were observed. The patch carries the resourceVersion just
+/// read: whoever scales at the same moment wins.
+pub async fn scale_down(api: &Api<DynamicObject>, target: &TargetObserved) -> Result<Scaled, kube::Error> {
+    let scale = api.get_scale(&target.name).await?;
+    let replicas = scale.spec.and_then(|spec| spec.replicas).unwrap_or(0);
+    if !crate::plan::unchanged(target, replicas) {
+        return Ok(Scaled::Changed);
+    }
+    match patch(api, &target.name, &scale.metadata.resource_version.unwrap_or_default(), 0).await {
+        Err(kube::Error::Api(status)) if status.is_conflict() => Ok(Scaled::Changed),
+        other => other.map(|()| Scaled::Done),
+    }
+}
+
+async fn patch(api: &Api<DynamicObject>, name: &str, version: &str, replicas: i32) -> Result<(), kube::Error> {
+    let body = serde_json::json!({"metadata": {"resourceVersion": version}, "spec": {"replicas": replicas}});
+    api.patch_scale(name, &PatchParams::default(), &Patch::Merge(body)).await.map(|_| ())
+}
+
+/// The API of a target's kind in its namespace.
+pub fn api(client: kube::Client, kind: Kind, key: &ObjectKey) -> Api<DynamicObject> {
+    Api::namespaced_with(client, &key.namespace, &kind.resource())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_observed_as_the_api_means_it() {
+        let object: DynamicObject = serde_json::from_value(serde_json::json!({
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"namespace": "n", "name": "web", "resourceVersion": "7"},
+            "spec": {"selector": {"matchLabels": {"app": "web"}}},
+            "status": {"replicas": 2},
+        }))
+        .unwrap();
+        let target = observed(&object);
+        assert_eq!((target.spec_replicas, target.status_replicas), (1, 2), "absent spec.replicas means 1");
+        assert_eq!((target.selector.as_str(), target.resource_version.as_str()), ("app=web", "7"));
+    }
+
+    #[test]
+    fn kinds_are_known_under_old_and_new_spellings() {
+        let kind = |api: &str, kind: &str| {
+            Kind::of(&ScaleTargetRef { api_version: api.into(), kind: kind.into(), name: "x".into() })
+        };
+        assert_eq!(kind("apps/v1", "deployments"), Some(Kind::Deployment));
+        assert_eq!(kind("argoproj.io/v1alpha1", "rollouts"), Some(Kind::Rollout));
+        assert_eq!(kind("apps/v1", "Rollout"), None);
+    }
+}

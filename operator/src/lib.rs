@@ -1,1 +1,19 @@
-//! Not written yet.
+//! The operator: reconciles ElastiServices.
+//!
+//! Reading order: [`observed`] (what is known of one ElastiService), [`plan`] (what is decided from it), then what
+//! surrounds the decision: [`caches`], [`controller`] and [`work`].
+
+pub mod caches;
+pub mod conditions;
+pub mod elastiserver;
+pub mod idleness;
+pub mod observed;
+pub mod plan;
+pub mod ports;
+pub mod private_service;
+pub mod publication;
+pub mod resolvers;
+pub mod schedule;
+pub mod slices;
+pub mod target;
+pub mod work;

@@ -13,10 +13,6 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-/// Within a cluster a dial takes less than a millisecond; the kernel repeats a lost SYN after one second, when another
-/// target is the better choice.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// Per direction of a forwarded connection. Wakes are short-lived and many; bulk transfers are for the direct path.
 const BUFFER: usize = 16 * 1024;
 
@@ -28,12 +24,13 @@ pub struct Dialer {
 }
 
 impl Dialer {
-    /// Connects to any of the targets, in an order that spreads connections; `None` when each of them failed.
-    pub async fn any(&self, targets: &[SocketAddr]) -> Option<TcpStream> {
+    /// Connects to any of the targets, in an order that spreads connections, each `within` that time; `None` when all
+    /// of them failed.
+    pub async fn any(&self, targets: &[SocketAddr], within: Duration) -> Option<TcpStream> {
         let first = fastrand::usize(..targets.len().max(1));
         let (before, after) = targets.split_at_checked(first)?;
         for target in after.iter().chain(before) {
-            match self.connect(*target).await {
+            match self.connect(*target, within).await {
                 Ok(stream) => return Some(stream),
                 Err(error) => tracing::debug!(%target, %error, "dial failed"),
             }
@@ -41,8 +38,8 @@ impl Dialer {
         None
     }
 
-    /// Connects to one address, within a second.
-    pub async fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
+    /// Connects to one address.
+    pub async fn connect(&self, address: SocketAddr, within: Duration) -> io::Result<TcpStream> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_nodelay(true)?;
         // A peer that has vanished without a word must not be kept for ever.
@@ -51,7 +48,7 @@ impl Dialer {
         if let Some(Err(error)) = self.mark.map(|mark| mark(&socket)) {
             tracing::debug!(%error, "cannot mark a socket");
         }
-        timeout(DIAL_TIMEOUT, socket.connect(address)).await?
+        timeout(within, socket.connect(address)).await?
     }
 }
 

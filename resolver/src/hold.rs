@@ -23,6 +23,14 @@ const GRACE: Duration = Duration::from_millis(100);
 /// Pauses between rounds of dials that all failed: a pod that is ready but refuses is about to listen, or to go.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 
+/// Time for the first dial of a target. Within a cluster one takes a millisecond; when many held connections are
+/// released at once and the target's accept queue is full, its kernel drops the SYN, which ours repeats only after a
+/// second: a fresh dial comes sooner.
+const DIAL_MIN: Duration = Duration::from_millis(200);
+
+/// Time for later dials, for a network that really is slow.
+const DIAL_MAX: Duration = Duration::from_secs(1);
+
 /// See [`PAUSE_MIN`]; kube-proxy's rules for the private Service change within a second.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
@@ -115,28 +123,30 @@ async fn reach(
 /// Dials what the view names, round after round, and starts anew when it changes. Ends only with a connection, or
 /// because the port is gone.
 async fn dial(mut views: watch::Receiver<View>, port: u16, dialer: Dialer) -> Result<TcpStream, Closed> {
-    let mut pause = PAUSE_MIN;
+    let (mut within, mut pause) = (DIAL_MIN, PAUSE_MIN);
     loop {
         let targets = views.borrow_and_update().targets.get(&port).cloned().ok_or(Closed::Removed)?;
         tokio::select! {
-            reached = round(&dialer, &targets, pause) => match reached {
-                Some(target) => return Ok(target),
-                None => pause = (pause * 2).min(PAUSE_MAX),
-            },
+            reached = round(&dialer, &targets, within, pause) => {
+                if let Some(target) = reached {
+                    return Ok(target);
+                }
+                (within, pause) = ((within * 2).min(DIAL_MAX), (pause * 2).min(PAUSE_MAX));
+            }
             changed = changed(&mut views, port, &targets) => {
                 changed?;
-                pause = PAUSE_MIN;
+                (within, pause) = (DIAL_MIN, PAUSE_MIN);
             }
         }
     }
 }
 
 /// Dials each target once; a pause follows when all fail. Without targets it never ends.
-async fn round(dialer: &Dialer, targets: &[SocketAddr], pause: Duration) -> Option<TcpStream> {
+async fn round(dialer: &Dialer, targets: &[SocketAddr], within: Duration, pause: Duration) -> Option<TcpStream> {
     if targets.is_empty() {
         return std::future::pending().await;
     }
-    let reached = dialer.any(targets).await;
+    let reached = dialer.any(targets, within).await;
     if reached.is_none() {
         sleep(pause).await;
     }

@@ -1,0 +1,238 @@
+//! The life of connections: held, released, refused, forwarded.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use elasti_api::message::{HoldPolicy, Mode, OperatorMessage, ServiceState};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::backend::{backend, echo, ping, refusing};
+use crate::world::{World, dial, free_port, is_reset, state};
+
+/// A world with one Service at zero, and connections to it.
+async fn at_zero<const N: usize>(hold: HoldPolicy) -> (World, u16, [TcpStream; N]) {
+    let port = free_port();
+    let world = World::new(vec![ServiceState { hold, ..state("a", 1, port, &[]) }]).await;
+    world.operator.hears_listening("a", 1).await;
+    let mut clients = Vec::new();
+    for _ in 0..N {
+        clients.push(dial(port).await);
+    }
+    (world, port, clients.try_into().unwrap())
+}
+
+#[tokio::test]
+async fn a_held_connection_is_notified_released_and_answered() {
+    let (world, port, [mut client]) = at_zero(HoldPolicy::default()).await;
+    client.write_all(b"early").await.unwrap();
+    world.operator.hears_held("a", 1).await;
+    world.operator.set(&state("a", 1, port, &[echo().await]));
+    let mut answer = [0; 5];
+    client.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"early");
+    world.operator.hears_held("a", 0).await;
+    world.metric_is("elasti_resolver_forwarded_bytes_total", "service=\"a\"", 10.0).await;
+    world.metric_is("elasti_resolver_wake_seconds_count", "phase=\"notified\"", 1.0).await;
+    world.metric_is("elasti_resolver_wake_seconds_count", "phase=\"total\"", 1.0).await;
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_first_is_heard() {
+    let (world, port, [mut client]) = at_zero(HoldPolicy::default()).await;
+    world.operator.hears_held("a", 1).await;
+    let greeting = backend(|mut stream| async move { stream.write_all(b"220 ready").await.unwrap() }).await;
+    world.operator.set(&state("a", 1, port, &[greeting]));
+    let mut heard = String::new();
+    client.read_to_string(&mut heard).await.unwrap();
+    assert_eq!(heard, "220 ready");
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_sending_side_while_held_gets_its_answer() {
+    let (world, port, [mut client]) = at_zero(HoldPolicy::default()).await;
+    client.write_all(b"question").await.unwrap();
+    client.shutdown().await.unwrap();
+    world.operator.hears_held("a", 1).await;
+    // Answers only when the client has closed its sending side.
+    let target = backend(|mut stream| async move {
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).await.unwrap();
+        stream.write_all(&all).await.unwrap();
+    })
+    .await;
+    world.operator.set(&state("a", 1, port, &[target]));
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(answer, "question");
+}
+
+#[tokio::test]
+async fn a_server_that_closes_its_sending_side_still_hears_the_client() {
+    let (told, mut hears) = tokio::sync::mpsc::channel(1);
+    let target = backend(move |mut stream| {
+        let told = told.clone();
+        async move {
+            stream.shutdown().await.unwrap();
+            let mut all = String::new();
+            stream.read_to_string(&mut all).await.unwrap();
+            told.send(all).await.unwrap();
+        }
+    })
+    .await;
+    let (world, port, [mut client]) = at_zero(HoldPolicy::default()).await;
+    world.operator.set(&state("a", 1, port, &[target]));
+    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+    client.write_all(b"still here").await.unwrap();
+    client.shutdown().await.unwrap();
+    assert_eq!(hears.recv().await.unwrap(), "still here");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_frees_its_place() {
+    let (world, _, [silent, resetting, mut talkative]) = at_zero(HoldPolicy::default()).await;
+    talkative.write_all(b"something unread").await.unwrap();
+    world.operator.hears_held("a", 3).await;
+    drop(silent);
+    world.operator.hears_held("a", 2).await;
+    resetting.set_zero_linger().unwrap();
+    drop(resetting);
+    world.operator.hears_held("a", 1).await;
+    talkative.set_zero_linger().unwrap();
+    drop(talkative);
+    world.operator.hears_held("a", 0).await;
+    world.metric_is("elasti_resolver_closed_connections_total", "client_left", 3.0).await;
+}
+
+#[tokio::test]
+async fn the_end_of_the_hold_time_resets() {
+    let hold = HoldPolicy { timeout: Duration::from_millis(300), ..HoldPolicy::default() };
+    let start = Instant::now();
+    let (world, _, [mut client]) = at_zero(hold).await;
+    is_reset(&mut client).await;
+    assert!(start.elapsed() >= hold.timeout);
+    world.metric_is("elasti_resolver_closed_connections_total", "timeout", 1.0).await;
+}
+
+#[tokio::test]
+async fn a_target_that_never_answers_resets_with_its_own_reason() {
+    let hold = HoldPolicy { timeout: Duration::from_millis(300), ..HoldPolicy::default() };
+    let (world, port, []) = at_zero(hold).await;
+    world.operator.set(&ServiceState { hold, ..state("a", 2, port, &[refusing().await]) });
+    world.operator.hears_listening("a", 2).await;
+    let mut client = dial(port).await;
+    world.operator.hears_held("a", 1).await;
+    is_reset(&mut client).await;
+    world.metric_is("elasti_resolver_closed_connections_total", "dial_failed", 1.0).await;
+}
+
+#[tokio::test]
+async fn more_connections_than_the_limit_are_reset_at_once_and_a_free_place_is_taken() {
+    let hold = HoldPolicy { max_connections: 2, ..HoldPolicy::default() };
+    let (world, port, [first, second]) = at_zero(hold).await;
+    world.operator.hears_held("a", 2).await;
+    is_reset(&mut dial(port).await).await;
+    drop(first);
+    world.operator.hears_held("a", 1).await;
+    let third = dial(port).await;
+    world.operator.hears_held("a", 2).await;
+    world.metric_is("elasti_resolver_closed_connections_total", "limit", 1.0).await;
+    drop((second, third));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_held_connections_are_answered_within_a_second_of_the_first() {
+    let (world, port, clients) = at_zero::<200>(HoldPolicy::default()).await;
+    world.operator.hears_held("a", 200).await;
+    world.operator.set(&state("a", 1, port, &[echo().await]));
+    let mut answers = JoinSet::new();
+    for mut client in clients {
+        answers.spawn(async move {
+            ping(&mut client, b"hello").await;
+            Instant::now()
+        });
+    }
+    let answered = answers.join_all().await;
+    let spread = *answered.iter().max().unwrap() - *answered.iter().min().unwrap();
+    assert!(spread < Duration::from_secs(1), "{spread:?}");
+}
+
+#[tokio::test]
+async fn a_failed_dial_is_retried_on_another_backend() {
+    let (dead, alive) = (refusing().await, echo().await);
+    let port = free_port();
+    let world = World::new(vec![state("a", 1, port, &[dead, alive])]).await;
+    world.operator.hears_listening("a", 1).await;
+    // Either backend may come first.
+    for _ in 0..16 {
+        ping(&mut dial(port).await, b"hello").await;
+    }
+    world.metric_is("elasti_resolver_held_connections", "service=\"a\"", 0.0).await;
+}
+
+#[tokio::test]
+async fn a_connection_to_a_dead_backend_is_held_and_takes_the_next_one() {
+    let port = free_port();
+    let world = World::new(vec![state("a", 1, port, &[refusing().await])]).await;
+    world.operator.hears_listening("a", 1).await;
+    let mut client = dial(port).await;
+    world.operator.hears_held("a", 1).await;
+    world.operator.set(&state("a", 1, port, &[echo().await]));
+    ping(&mut client, b"hello").await;
+}
+
+#[tokio::test]
+async fn late_arrivals_are_forwarded_in_serve_mode_and_count_as_accepted() {
+    let port = free_port();
+    let serving = ServiceState { mode: Mode::Serve, redirect: false, ..state("a", 2, port, &[echo().await]) };
+    let world = World::new(vec![serving]).await;
+    world.operator.hears_listening("a", 2).await;
+    ping(&mut dial(port).await, b"late").await;
+    world.metric_is("elasti_resolver_accepted_connections_total", "service=\"a\"", 1.0).await;
+}
+
+#[tokio::test]
+async fn a_removed_service_resets_held_connections_and_refuses_new_ones() {
+    let (world, port, [mut client]) = at_zero(HoldPolicy::default()).await;
+    world.operator.hears_held("a", 1).await;
+    world.operator.send(&OperatorMessage::Remove { uid: "a".into() });
+    is_reset(&mut client).await;
+    assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err());
+}
+
+#[tokio::test]
+async fn a_broken_target_resets_the_client() {
+    let breaking = backend(|mut stream| async move {
+        stream.write_all(b"half an ans").await.unwrap();
+        drop(stream.read(&mut [0]).await);
+        stream.set_zero_linger().unwrap();
+    })
+    .await;
+    let (world, port, [mut client]) = at_zero(HoldPolicy::default()).await;
+    world.operator.set(&state("a", 1, port, &[breaking]));
+    client.read_exact(&mut [0; 11]).await.unwrap();
+    client.write_all(b"?").await.unwrap();
+    is_reset(&mut client).await;
+}
+
+#[tokio::test]
+async fn one_service_in_trouble_does_not_hold_up_another() {
+    let (taken, free) = (free_port(), free_port());
+    let occupier = std::net::TcpListener::bind(("0.0.0.0", taken)).unwrap();
+    let alive: SocketAddr = echo().await;
+    let world = World::new(vec![state("a", 1, taken, &[alive]), state("b", 1, free, &[alive])]).await;
+    world.operator.hears_listening("b", 1).await;
+    ping(&mut dial(free).await, b"hello").await;
+    world
+        .operator
+        .hears("why a does not listen", |all| {
+            all.iter().any(|message| {
+                matches!(message, elasti_api::message::ResolverMessage::Ack { uid, listening: false, error: Some(error), .. }
+                    if uid == "a" && error.contains(&taken.to_string()))
+            })
+        })
+        .await;
+    drop(occupier);
+    world.operator.hears_listening("a", 1).await;
+}

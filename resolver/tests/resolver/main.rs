@@ -1,0 +1,11 @@
+//! A whole resolver in this process, between a scripted operator (real TLS and HTTP/2) and scripted backends.
+//! Needs no privileges.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a failed step fails the test")]
+
+mod backend;
+mod connections;
+mod operator;
+mod redirects;
+mod streams;
+mod world;

@@ -1,0 +1,92 @@
+//! Redirects: what is written into the map, in which order, and when it is withdrawn.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use elasti_api::message::{Mode, OperatorMessage, ResolverMessage, ServiceState};
+use elasti_resolver::app::Redirection;
+use elasti_resolver::fallback::Patience;
+use elasti_resolver::interception::{Entries, Redirect};
+use tokio::sync::watch;
+
+use crate::operator::Operator;
+use crate::world::{DEADLINE, World, free_port, state};
+
+/// Remembers the map, and whether its targets were listening when it was written.
+struct Fake(watch::Sender<(Entries, bool)>);
+
+impl Redirect for Fake {
+    fn sync(&mut self, entries: &Entries) -> Result<(), String> {
+        let listening = entries.values().all(|to| std::net::TcpStream::connect(to).is_ok());
+        self.0.send_if_modified(|old| {
+            let new = (entries.clone(), listening);
+            let changed = *old != new;
+            *old = new;
+            changed
+        });
+        Ok(())
+    }
+}
+
+async fn redirecting(services: Vec<ServiceState>, patience: Patience) -> (World, watch::Receiver<(Entries, bool)>) {
+    let (map, written) = watch::channel((Entries::new(), true));
+    let redirection = Redirection::On { redirect: Box::new(Fake(map)), mark: |_| Ok(()) };
+    (World::with(services, redirection, patience).await, written)
+}
+
+async fn holds(map: &mut watch::Receiver<(Entries, bool)>, wanted: &[(&str, u16)]) {
+    let wanted: Entries =
+        wanted.iter().map(|(from, port)| (from.parse().unwrap(), SocketAddr::from(([127, 0, 0, 1], *port)))).collect();
+    let written = tokio::time::timeout(DEADLINE, map.wait_for(|(entries, _)| *entries == wanted)).await;
+    assert!(written.expect("the map is another").unwrap().1, "redirected to a port that is not listening");
+}
+
+async fn hears_redirecting(operator: &Operator, wanted: bool) {
+    let latest = |all: &[ResolverMessage]| {
+        all.iter().rev().find_map(|message| match message {
+            ResolverMessage::Ack { redirecting, .. } => Some(*redirecting),
+            _ => None,
+        })
+    };
+    operator.hears("the acknowledgement", |all| latest(all) == Some(wanted)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cluster_ips_are_redirected_once_the_port_listens_and_no_longer_than_told() {
+    let port = free_port();
+    let (world, mut map) = redirecting(vec![state("a", 1, port, &[])], Patience::default()).await;
+    holds(&mut map, &[("10.96.0.1:80", port)]).await;
+    hears_redirecting(&world.operator, true).await;
+    world.metric_is("elasti_resolver_redirect_enabled", "", 1.0).await;
+    world.operator.set(&ServiceState { mode: Mode::Serve, redirect: false, ..state("a", 2, port, &[]) });
+    holds(&mut map, &[]).await;
+    hears_redirecting(&world.operator, false).await;
+    world.operator.set(&state("a", 3, port, &[]));
+    holds(&mut map, &[("10.96.0.1:80", port)]).await;
+    world.operator.send(&OperatorMessage::Remove { uid: "a".into() });
+    holds(&mut map, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leaving_resolver_redirects_nothing() {
+    let port = free_port();
+    let (world, mut map) = redirecting(vec![state("a", 1, port, &[])], Patience::default()).await;
+    holds(&mut map, &[("10.96.0.1:80", port)]).await;
+    world.shutdown.cancel();
+    holds(&mut map, &[]).await;
+    world.metric_is("elasti_resolver_redirect_enabled", "", 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_silence_ends_redirection_and_a_word_brings_it_back() {
+    let port = free_port();
+    let patience = Patience { fallback: Duration::from_secs(1), redirect: Duration::from_secs(1) };
+    let (mut world, mut map) = redirecting(vec![state("a", 1, port, &[])], patience).await;
+    holds(&mut map, &[("10.96.0.1:80", port)]).await;
+    let stream_port = world.operator.address.port();
+    let spare = Operator::start(&world.identity, 0, vec![]).await;
+    std::mem::replace(&mut world.operator, spare).kill().await;
+    holds(&mut map, &[]).await;
+    world.operator = Operator::start(&world.identity, stream_port, vec![state("a", 1, port, &[])]).await;
+    holds(&mut map, &[("10.96.0.1:80", port)]).await;
+}

@@ -1,0 +1,146 @@
+//! One resolver, one operator, and what tests ask of them.
+
+use std::io::ErrorKind;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use elasti_api::message::{HoldPolicy, Mode, PortState, ServiceState};
+use elasti_api::names;
+use elasti_resolver::app::{self, Redirection};
+use elasti_resolver::config::{Arguments, Config};
+use elasti_resolver::fallback::Patience;
+use elasti_runtime::telemetry::{Format, Level, subscriber};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::operator::{Identity, Operator};
+
+/// Conditions come true within milliseconds; a busy machine gets more.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+pub(crate) struct World {
+    pub(crate) operator: Operator,
+    pub(crate) identity: Identity,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) resolver: tokio::task::JoinHandle<()>,
+    admin: SocketAddr,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.resolver.abort();
+    }
+}
+
+impl World {
+    pub(crate) async fn new(services: Vec<ServiceState>) -> Self {
+        Self::with(services, off(), Patience::default()).await
+    }
+
+    pub(crate) async fn with(services: Vec<ServiceState>, redirection: Redirection, patience: Patience) -> Self {
+        let identity = Identity::new();
+        let operator = Operator::start(&identity, 0, services).await;
+        Self::start(identity, operator, redirection, patience).await
+    }
+
+    pub(crate) async fn start(
+        identity: Identity,
+        operator: Operator,
+        redirection: Redirection,
+        patience: Patience,
+    ) -> Self {
+        let flags = [
+            "elasti-resolver".to_owned(),
+            format!("--operator=localhost:{}", operator.address.port()),
+            format!("--ca-file={}", identity.file("ca.crt").display()),
+            format!("--token-file={}", identity.file("token").display()),
+            "--pod=resolver-0".to_owned(),
+            "--node=node-0".to_owned(),
+            "--pod-ips=127.0.0.1".to_owned(),
+            "--admin-port=0".to_owned(),
+        ];
+        let arguments: Arguments = elasti_runtime::config::parse(flags.map(Into::into)).unwrap();
+        let config = Config { patience, ..Config::new(&arguments).unwrap() };
+        let (_, levels) = subscriber(Format::Text, &Level::default());
+        let bound = app::build(config, redirection, levels).await.unwrap();
+        let admin = SocketAddr::from((Ipv6Addr::LOCALHOST, bound.admin.port()));
+        let shutdown = CancellationToken::new();
+        let resolver = tokio::spawn(bound.run(shutdown.clone()));
+        Self { operator, identity, shutdown, resolver, admin }
+    }
+
+    /// The body of an admin page.
+    pub(crate) async fn page(&self, path: &str) -> String {
+        let mut admin = TcpStream::connect(self.admin).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        admin.write_all(request.as_bytes()).await.unwrap();
+        let mut reply = String::new();
+        admin.read_to_string(&mut reply).await.unwrap();
+        reply
+    }
+
+    /// The sum of all series of a metric whose line contains `label`.
+    pub(crate) async fn metric(&self, name: &str, label: &str) -> f64 {
+        let page = self.page("/metrics").await;
+        let series = page.lines().filter(|line| line.starts_with(name) && line.contains(label));
+        series.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+    }
+
+    /// Waits until a metric has this value.
+    #[expect(clippy::float_cmp, reason = "counts are whole numbers")]
+    pub(crate) async fn metric_is(&self, name: &str, label: &str, value: f64) {
+        let reached = async {
+            while self.metric(name, label).await != value {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let reached = tokio::time::timeout(DEADLINE, reached).await.is_ok();
+        assert!(reached, "{name} {label} is not {value}:\n{}", self.page("/metrics").await);
+    }
+}
+
+pub(crate) fn off() -> Redirection {
+    Redirection::Off("in tests".to_owned())
+}
+
+/// A port that nobody else in this process takes, outside of the ephemeral range.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        // Other test processes start elsewhere in the range.
+        let offset = NEXT.fetch_add(1, Ordering::Relaxed) + std::process::id() % 100 * 100;
+        let port = names::INTERCEPTION_PORT_MIN + u16::try_from(offset % 12_000).unwrap();
+        if std::net::TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// An intercepted ElastiService with one port and these backends.
+pub(crate) fn state(uid: &str, revision: u64, interception_port: u16, backends: &[SocketAddr]) -> ServiceState {
+    ServiceState {
+        uid: uid.into(),
+        namespace: "shop".into(),
+        name: uid.into(),
+        service: uid.into(),
+        revision,
+        mode: Mode::Proxy,
+        redirect: true,
+        cluster_ips: vec!["10.96.0.1".parse().unwrap()],
+        fallback: vec![],
+        ports: vec![PortState { port: 80, interception_port, backends: backends.to_vec() }],
+        hold: HoldPolicy::default(),
+    }
+}
+
+pub(crate) async fn dial(port: u16) -> TcpStream {
+    TcpStream::connect(("127.0.0.1", port)).await.unwrap()
+}
+
+/// Waits for a reset.
+pub(crate) async fn is_reset(client: &mut TcpStream) {
+    let end = tokio::time::timeout(DEADLINE, client.read(&mut [0; 64])).await.expect("the connection stays open");
+    assert_eq!(end.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
+}

@@ -8,10 +8,17 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use prometheus::IntCounter;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+
+/// Silence after which a peer is asked whether it still lives.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(30);
+
+/// Pause between two such questions; the kernel gives up after nine (`tcp_keepalive_probes`).
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Per direction of a forwarded connection. Wakes are short-lived and many; bulk transfers are for the direct path.
 const BUFFER: usize = 16 * 1024;
@@ -42,8 +49,7 @@ impl Dialer {
     pub async fn connect(&self, address: SocketAddr, within: Duration) -> io::Result<TcpStream> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_nodelay(true)?;
-        // A peer that has vanished without a word must not be kept for ever.
-        socket.set_keepalive(true)?;
+        SockRef::from(&socket).set_tcp_keepalive(&keepalive())?;
         // Without the mark it still works: what is dialled here is never redirected, only clients' addresses are.
         if let Some(Err(error)) = self.mark.map(|mark| mark(&socket)) {
             tracing::debug!(%error, "cannot mark a socket");
@@ -61,6 +67,12 @@ pub async fn copy(client: TcpStream, mut target: TcpStream, bytes: &IntCounter, 
         reset(&client.stream);
         reset(&target);
     }
+}
+
+/// Finds peers that have vanished without a word, and held clients that have closed for good after sending something:
+/// until they are asked, they look like ones that wait for the answer with their sending side closed.
+pub fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL)
 }
 
 /// The connection ends with a reset when it is dropped.

@@ -168,3 +168,21 @@ async fn left(client: &TcpStream) {
         drop(client.ready(Interest::ERROR).await);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::report::Board;
+
+    /// Ten thousand held connections, the default limit of a Service, cost 40 MB at most.
+    #[tokio::test]
+    async fn a_connection_costs_less_than_four_kilobytes() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+        let service = Arc::new(Service::new("n", "s", metrics, Board::default().news()));
+        let connection = serve(service, 1, client, Dialer::default(), CancellationToken::new());
+        assert!(size_of_val(&connection) < 4096, "{} bytes", size_of_val(&connection));
+    }
+}

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use crate::forward::Dialer;
+use crate::forward::{self, Dialer};
 use crate::hold;
 use crate::service::Service;
 
@@ -61,7 +61,7 @@ fn bind_to(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     // Linux hands these two on to accepted sockets.
     socket.set_tcp_nodelay(true)?;
-    socket.set_keepalive(true)?;
+    socket.set_tcp_keepalive(&forward::keepalive())?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

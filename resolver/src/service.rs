@@ -221,3 +221,55 @@ impl Drop for Forwarding {
         self.0.metrics.forwarding.dec();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Board;
+
+    fn service() -> (Arc<Service>, watch::Receiver<bool>) {
+        let board = Board::default();
+        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+        (Arc::new(Service::new("n", "s", metrics, board.news())), board.follow())
+    }
+
+    #[test]
+    fn streams_learn_at_once_that_connections_are_held_and_once_per_episode() {
+        let (service, mut news) = service();
+        let first = service.hold(Instant::now(), 9);
+        assert!(news.has_changed().unwrap());
+        news.mark_unchanged();
+        let second = service.hold(Instant::now(), 9);
+        assert!(!news.has_changed().unwrap());
+        drop((first, second));
+        let _third = service.hold(Instant::now(), 9);
+        assert!(news.has_changed().unwrap());
+    }
+
+    #[test]
+    fn guards_keep_the_counts_and_the_limit() {
+        let (service, _news) = service();
+        let held = service.hold(Instant::now(), 1).unwrap();
+        assert!(service.hold(Instant::now(), 1).is_none());
+        assert_eq!((service.traffic().held, service.metrics.held.get()), (1, 1));
+        held.reached();
+        let forwarding = service.forward();
+        assert_eq!(service.traffic(), Traffic { held: 0, forwarding: 1, accepted: 0 });
+        drop(forwarding);
+        assert_eq!((service.traffic().forwarding, service.metrics.forwarding.get()), (0, 0));
+        assert!(service.hold(Instant::now(), 1).is_some());
+    }
+
+    #[test]
+    fn an_episode_knows_when_the_target_became_reachable() {
+        let (service, _news) = service();
+        let _held = service.hold(Instant::now(), 1);
+        let ready = |service: &Service| {
+            let mut waiting = service.waiting();
+            waiting.episode.as_mut().unwrap().forwarded(Instant::now()).unwrap().ready
+        };
+        service
+            .set(View { targets: BTreeMap::from([(1, ["10.0.0.1:80".parse().unwrap()].into())]), ..View::default() });
+        assert!(ready(&service).is_some());
+    }
+}

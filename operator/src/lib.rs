@@ -5,8 +5,11 @@
 
 pub mod caches;
 pub mod conditions;
+pub mod config;
 pub mod elastiserver;
 pub mod idleness;
+pub mod leader;
+pub mod metrics;
 pub mod observed;
 pub mod plan;
 pub mod ports;
@@ -16,4 +19,6 @@ pub mod resolvers;
 pub mod schedule;
 pub mod slices;
 pub mod target;
+#[cfg(test)]
+mod testing;
 pub mod work;

@@ -12,12 +12,12 @@ use clap::{Arg, CommandFactory, FromArgMatches};
 pub const EX_USAGE: u8 = 64;
 
 /// Reads flags of the program; what is not on the command line comes from the environment, where `--some-flag` is
-/// called `ELASTI_SOME_FLAG`. Fields of `A` should be `String`s, for then clap itself finds no fault in a value.
+/// called `ELASTI_SOME_FLAG` unless the flag names another variable. Fields of `A` should be `String`s, for then clap itself finds no fault in a value.
 ///
 /// Help, the version and unknown flags have been printed when this fails; end the process with the code it returns.
 pub fn parse<A: CommandFactory + FromArgMatches>(arguments: impl IntoIterator<Item = OsString>) -> Result<A, ExitCode> {
     let command = A::command().mut_args(|argument: Arg| {
-        let Some(flag) = argument.get_long() else { return argument };
+        let Some(flag) = argument.get_long().filter(|_| argument.get_env().is_none()) else { return argument };
         let variable = format!("ELASTI_{}", flag.to_uppercase().replace('-', "_"));
         argument.env(variable)
     });

@@ -1,0 +1,60 @@
+use std::ffi::OsString;
+
+use super::*;
+
+fn config(arguments: &[&str]) -> Result<Config, Faults> {
+    let arguments = ["elasti-operator"].iter().chain(arguments).map(OsString::from);
+    Config::new(&elasti_runtime::config::parse(arguments).unwrap())
+}
+
+#[test]
+fn the_defaults_are_those_of_the_installation() {
+    let config = config(&["--pod-name=p"]).unwrap();
+    assert_eq!((config.port, config.health_port, config.stream_port), (8013, 8081, 8014));
+    assert_eq!(config.allowed_service_accounts, ["elasti:elasti-resolver"]);
+    assert_eq!((config.polling_interval.as_secs(), config.kube_proxy_sync.as_secs()), (30, 2));
+    assert_eq!((config.cluster_domain.as_str(), config.notify_without_token), ("cluster.local", false));
+}
+
+#[test]
+fn resolvers_of_another_namespace_are_allowed_by_its_name() {
+    let config = config(&["--pod-name=p", "--operator-namespace=a", "--resolver-namespace=b"]).unwrap();
+    assert_eq!(config.allowed_service_accounts, ["b:elasti-resolver"]);
+}
+
+#[test]
+fn every_fault_is_told_at_once() {
+    let told = config(&[
+        "--operator-port=70000",
+        "--health-port=8014",
+        "--polling-interval=30",
+        "--kube-proxy-sync=-1s",
+        "--max-slice-endpoints=0",
+        "--allowed-service-accounts=resolver",
+        "--prometheus-trigger-server-address=prometheus:9090",
+        "--log-format=xml",
+    ])
+    .unwrap_err()
+    .to_string();
+    for flag in [
+        "--pod-name",
+        "--operator-port:",
+        "must differ",
+        "--polling-interval",
+        "--kube-proxy-sync",
+        "--max-slice-endpoints",
+        "--allowed-service-accounts",
+        "--prometheus-trigger-server-address",
+        "--log-format",
+    ] {
+        assert!(told.contains(flag), "{flag} in {told}");
+    }
+}
+
+#[test]
+fn secrets_are_not_shown() {
+    let config = config(&["--pod-name=p", "--prometheus-trigger-authorization-header=Bearer x7z"]).unwrap();
+    assert_eq!(config.prometheus_authorization.0, "Bearer x7z");
+    let shown = format!("{config:?}");
+    assert!(!shown.contains("x7z") && shown.contains("(hidden)"), "{shown}");
+}

@@ -1,0 +1,127 @@
+use elasti_api::message::{HoldPolicy, MAX_LINE, Mode, PortState, decode};
+use futures::FutureExt;
+
+use super::*;
+
+fn state(uid: &str, revision: u64) -> ServiceState {
+    ServiceState {
+        uid: uid.into(),
+        namespace: "n".into(),
+        name: "e".into(),
+        service: "s".into(),
+        revision,
+        mode: Mode::Proxy,
+        redirect: false,
+        cluster_ips: vec![],
+        fallback: vec![],
+        ports: vec![],
+        hold: HoldPolicy::default(),
+    }
+}
+
+fn publication() -> Arc<Publication> {
+    Arc::new(Publication::new("replica".into()))
+}
+
+fn follow(publication: &Arc<Publication>) -> Feed {
+    publication.clone().follow().now_or_never().expect("is synced").unwrap()
+}
+
+/// What can be sent now.
+fn told(feed: &mut Feed) -> Vec<OperatorMessage> {
+    let due = std::iter::from_fn(|| feed.next().now_or_never());
+    due.map(|line| decode(&line.unwrap().bytes).unwrap()).collect()
+}
+
+fn hello(leader: bool, epoch: u64) -> OperatorMessage {
+    OperatorMessage::Hello { replica: "replica".into(), leader, epoch }
+}
+
+fn service(uid: &str, revision: u64) -> OperatorMessage {
+    OperatorMessage::Service(Box::new(state(uid, revision)))
+}
+
+fn remove(uid: &str) -> OperatorMessage {
+    OperatorMessage::Remove { uid: uid.into() }
+}
+
+fn end(uids: &[&str]) -> OperatorMessage {
+    OperatorMessage::SnapshotEnd { uids: uids.iter().map(ToString::to_string).collect() }
+}
+
+#[test]
+fn a_feed_is_a_snapshot_and_then_what_changes() {
+    let publication = publication();
+    publication.publish(state("a", 1));
+    publication.publish(state("b", 1));
+    publication.set_leader(true, 3);
+    publication.set_synced();
+    let mut feed = follow(&publication);
+    assert_eq!(told(&mut feed), [hello(true, 3), service("a", 1), service("b", 1), end(&["a", "b"])]);
+
+    publication.publish(state("a", 1));
+    assert_eq!(told(&mut feed), [], "an equal state is no news");
+    publication.publish(state("a", 2));
+    publication.remove("b");
+    publication.remove("never there");
+    assert_eq!(told(&mut feed), [service("a", 2), remove("b")]);
+}
+
+#[test]
+fn no_snapshot_before_the_caches_are_filled() {
+    let publication = publication();
+    assert!(publication.clone().follow().now_or_never().is_none());
+    publication.set_synced();
+    assert_eq!(told(&mut follow(&publication)), [hello(false, 0), end(&[])]);
+}
+
+#[test]
+fn a_slow_reader_gets_the_latest_state_only_and_nothing_piles_up() {
+    let publication = publication();
+    publication.set_synced();
+    let mut feed = follow(&publication);
+    for revision in 1..=10_000 {
+        publication.publish(state("a", revision));
+    }
+    assert_eq!(publication.log().entries.len(), 1);
+    assert_eq!(told(&mut feed), [hello(false, 0), service("a", 10_000), end(&["a"])]);
+}
+
+#[test]
+fn removals_are_kept_within_bounds_and_who_has_missed_one_is_told_so() {
+    let publication = publication();
+    publication.set_synced();
+    let mut slow = follow(&publication);
+    for uid in 0..=REMOVALS {
+        publication.publish(state(&uid.to_string(), 1));
+        publication.remove(&uid.to_string());
+    }
+    assert_eq!(publication.log().entries.len(), REMOVALS);
+    assert!(slow.next().now_or_never().unwrap().is_ok(), "hello");
+    assert!(matches!(slow.next().now_or_never(), Some(Err(FeedError::Behind))));
+    assert_eq!(told(&mut follow(&publication)).last(), Some(&end(&[])), "a new feed starts afresh");
+}
+
+#[test]
+fn a_new_leader_says_again_what_there_is() {
+    let publication = publication();
+    publication.publish(state("a", 1));
+    publication.set_synced();
+    let mut feed = follow(&publication);
+    told(&mut feed);
+    publication.set_leader(true, 4);
+    assert_eq!(told(&mut feed), [OperatorMessage::Heartbeat { leader: true, epoch: 4 }, end(&["a"])]);
+    publication.set_leader(false, 5);
+    assert_eq!(told(&mut feed), [OperatorMessage::Heartbeat { leader: false, epoch: 5 }]);
+}
+
+#[test]
+fn the_longest_state_fits_a_line() {
+    let backend = "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().unwrap();
+    for ports in [1, 40, 400] {
+        let ports = (0..ports).map(|port| PortState { port, interception_port: 59_999, backends: vec![backend; 2000] });
+        let publication = publication();
+        publication.publish(ServiceState { ports: ports.collect(), ..state("a", 1) });
+        assert!(publication.log().entries[&1].line.len() < MAX_LINE);
+    }
+}

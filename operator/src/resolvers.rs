@@ -1,0 +1,336 @@
+//! What every connected resolver says of itself and of the ElastiServices.
+//!
+//! Fed by the streams of [`crate::elastiserver`], read by the controller. Invariants: a pod is known by its newest
+//! stream only, and the end of an older one takes nothing away; what is known of a resolver goes with its stream; no
+//! resolver can make the table grow without bound. No I/O.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use elasti_api::names::{INTERCEPTION_PORT_MAX, INTERCEPTION_PORT_MIN};
+use tokio::sync::broadcast;
+
+/// Changes that a receiver may lag behind before it is told to look at everything instead.
+const BACKLOG: usize = 1024;
+
+/// ElastiServices that one resolver may speak of: each has an interception port, so there cannot be more.
+const SERVICES_MAX: usize = (INTERCEPTION_PORT_MAX - INTERCEPTION_PORT_MIN) as usize + 1;
+
+/// What has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A resolver has come or gone or is leaving, or more has changed than was remembered: look at everything.
+    Members,
+    /// What resolvers say of the ElastiService with this UID.
+    Service(String),
+}
+
+/// All connected resolvers. Clones share the table.
+#[derive(Clone, Debug)]
+pub struct Resolvers {
+    table: Arc<Mutex<Table>>,
+    changes: broadcast::Sender<Change>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    streams: u64,
+    by_pod: BTreeMap<String, Resolver>,
+}
+
+#[derive(Debug)]
+struct Resolver {
+    /// Which stream speaks for the pod.
+    stream: u64,
+    identity: Identity,
+    leaving: bool,
+    services: HashMap<String, Said>,
+}
+
+/// What a resolver says of itself when it connects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Name of its pod.
+    pub pod: String,
+    /// Name of its node.
+    pub node: String,
+    /// Addresses of its pod.
+    pub addresses: Vec<IpAddr>,
+    /// Why it does not redirect connections on its node, if it does not.
+    pub redirect_disabled: Option<String>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Said {
+    ack: Option<Ack>,
+    traffic: Traffic,
+}
+
+/// The resolver speaks of more ElastiServices than there can be.
+#[derive(Debug, thiserror::Error)]
+#[error("the resolver speaks of more than {SERVICES_MAX} ElastiServices; no more can exist")]
+pub struct TooManyServices;
+
+impl Default for Resolvers {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Resolvers {
+    /// No resolver is connected yet.
+    pub fn new() -> Self {
+        Self { table: Arc::default(), changes: broadcast::Sender::new(BACKLOG) }
+    }
+
+    /// Every connected resolver, with what it says about one ElastiService; sorted by the names of their pods.
+    pub fn observed(&self, uid: &str) -> Vec<ResolverObserved> {
+        let observed = |resolver: &Resolver| {
+            let said = resolver.services.get(uid).cloned().unwrap_or_default();
+            let Identity { pod, node, addresses, redirect_disabled } = resolver.identity.clone();
+            let leaving = resolver.leaving;
+            ResolverObserved { pod, node, addresses, redirect_disabled, leaving, ack: said.ack, traffic: said.traffic }
+        };
+        self.table().by_pod.values().map(observed).collect()
+    }
+
+    /// What changes from now on.
+    pub fn changes(&self) -> Changes {
+        Changes { receiver: self.changes.subscribe(), _alive: self.clone() }
+    }
+
+    /// A resolver has connected; it is gone when the result is dropped. Takes the place of an older stream of the pod.
+    pub fn connect(&self, identity: Identity) -> Connection {
+        let pod = identity.pod.clone();
+        let stream = {
+            let mut table = self.table();
+            table.streams += 1;
+            let stream = table.streams;
+            let resolver = Resolver { stream, identity, leaving: false, services: HashMap::new() };
+            table.by_pod.insert(pod.clone(), resolver);
+            stream
+        };
+        self.tell(Change::Members);
+        Connection { resolvers: self.clone(), pod, stream }
+    }
+
+    /// How many are connected.
+    pub fn len(&self) -> usize {
+        self.table().by_pod.len()
+    }
+
+    /// Whether none is connected.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn tell(&self, change: Change) {
+        // Fails only when nobody listens.
+        drop(self.changes.send(change));
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Every change is one insertion or removal, so a poisoned lock still guards a sound table.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What changes; see [`Resolvers::changes`].
+#[derive(Debug)]
+pub struct Changes {
+    receiver: broadcast::Receiver<Change>,
+    /// Keeps the sender, so that the feed never closes.
+    _alive: Resolvers,
+}
+
+impl Changes {
+    /// The next change. Who lags too far behind is told [`Change::Members`] in place of what was missed. Cancel safe.
+    pub async fn next(&mut self) -> Change {
+        self.receiver.recv().await.unwrap_or(Change::Members)
+    }
+}
+
+/// One stream's share of the table.
+#[derive(Debug)]
+pub struct Connection {
+    resolvers: Resolvers,
+    pod: String,
+    stream: u64,
+}
+
+impl Connection {
+    /// Name of the resolver's pod.
+    pub fn pod(&self) -> &str {
+        &self.pod
+    }
+
+    /// The resolver has said what it has made of a state.
+    pub fn acknowledged(&self, uid: &str, ack: Ack) -> Result<(), TooManyServices> {
+        self.said(uid, |said| (said.ack.as_ref() != Some(&ack)).then(|| said.ack = Some(ack)).is_some())
+    }
+
+    /// The resolver has said what traffic there is.
+    pub fn traffic(&self, uid: &str, traffic: Traffic) -> Result<(), TooManyServices> {
+        self.said(uid, |said| std::mem::replace(&mut said.traffic, traffic.clone()) != traffic)
+    }
+
+    /// The resolver is about to stop.
+    pub fn leaving(&self) {
+        if self.with(|resolver| !std::mem::replace(&mut resolver.leaving, true)) == Some(true) {
+            self.resolvers.tell(Change::Members);
+        }
+    }
+
+    /// An ElastiService is gone, and with it what was said of it.
+    pub fn forget(&self, uid: &str) {
+        self.with(|resolver| resolver.services.remove(uid));
+    }
+
+    fn said(&self, uid: &str, change: impl FnOnce(&mut Said) -> bool) -> Result<(), TooManyServices> {
+        let changed = self.with(|resolver| {
+            if !resolver.services.contains_key(uid) && resolver.services.len() >= SERVICES_MAX {
+                return Err(TooManyServices);
+            }
+            Ok(change(resolver.services.entry(uid.to_owned()).or_default()))
+        });
+        if changed.transpose()? == Some(true) {
+            self.resolvers.tell(Change::Service(uid.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Nothing once a newer stream speaks for the pod.
+    fn with<T>(&self, change: impl FnOnce(&mut Resolver) -> T) -> Option<T> {
+        let mut table = self.resolvers.table();
+        table.by_pod.get_mut(&self.pod).filter(|resolver| resolver.stream == self.stream).map(change)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let removed = {
+            let mut table = self.resolvers.table();
+            let ours = table.by_pod.get(&self.pod).is_some_and(|resolver| resolver.stream == self.stream);
+            ours.then(|| table.by_pod.remove(&self.pod)).is_some()
+        };
+        if removed {
+            self.resolvers.tell(Change::Members);
+        }
+    }
+}
+/// A connected resolver, with what it says about one ElastiService.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolverObserved {
+    /// Name of its pod.
+    pub pod: String,
+    /// Name of its node.
+    pub node: String,
+    /// Addresses of its pod.
+    pub addresses: Vec<IpAddr>,
+    /// Why it does not redirect connections on its node, if it does not.
+    pub redirect_disabled: Option<String>,
+    /// It is about to stop.
+    pub leaving: bool,
+    /// What it has made of the state, once it has said so.
+    pub ack: Option<Ack>,
+    /// The traffic that it has seen.
+    pub traffic: Traffic,
+}
+
+/// What a resolver has made of a state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ack {
+    /// Revision of the state.
+    pub revision: u64,
+    /// Every interception port is open.
+    pub listening: bool,
+    /// Connections on its node are redirected.
+    pub redirecting: bool,
+    /// Why it is not as the state says.
+    pub error: Option<String>,
+}
+
+/// Traffic of one ElastiService at one resolver.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Connections that wait for the target.
+    pub held: u32,
+    /// Connections that are forwarded.
+    pub forwarding: u32,
+    /// Connections accepted since the resolver started.
+    pub accepted: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(pod: &str, node: &str) -> Identity {
+        let addresses = vec!["10.244.0.3".parse().unwrap()];
+        Identity { pod: pod.into(), node: node.into(), addresses, redirect_disabled: None }
+    }
+
+    fn ack(revision: u64) -> Ack {
+        Ack { revision, listening: true, redirecting: false, error: None }
+    }
+
+    fn pods(resolvers: &Resolvers) -> Vec<(String, String)> {
+        resolvers.observed("u").into_iter().map(|resolver| (resolver.pod, resolver.node)).collect()
+    }
+
+    #[test]
+    fn the_end_of_an_older_stream_removes_nothing() {
+        let resolvers = Resolvers::new();
+        let old = resolvers.connect(identity("b", "old"));
+        let _other = resolvers.connect(identity("a", "x"));
+        let new = resolvers.connect(identity("b", "new"));
+        new.acknowledged("u", ack(1)).unwrap();
+        old.acknowledged("u", ack(7)).unwrap();
+        drop(old);
+        assert_eq!(pods(&resolvers), [("a".into(), "x".into()), ("b".into(), "new".into())]);
+        assert_eq!(resolvers.observed("u")[1].ack, Some(ack(1)));
+        drop(new);
+        assert_eq!(resolvers.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn only_what_is_new_is_told() {
+        let resolvers = Resolvers::new();
+        let resolver = resolvers.connect(identity("a", "x"));
+        let mut changes = resolvers.changes();
+        for held in [0, 1, 1, 2] {
+            resolver.traffic("u", Traffic { held, ..Traffic::default() }).unwrap();
+        }
+        resolver.acknowledged("v", ack(1)).unwrap();
+        resolver.leaving();
+        let service = |uid: &str| Change::Service(uid.to_owned());
+        for expected in [service("u"), service("u"), service("v"), Change::Members] {
+            assert_eq!(changes.next().await, expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_lags_behind_looks_at_everything() {
+        let resolvers = Resolvers::new();
+        let resolver = resolvers.connect(identity("a", "x"));
+        let mut changes = resolvers.changes();
+        for accepted in 1..=BACKLOG as u64 + 1 {
+            resolver.traffic("u", Traffic { accepted, ..Traffic::default() }).unwrap();
+        }
+        assert_eq!(changes.next().await, Change::Members);
+        assert_eq!(changes.next().await, Change::Service("u".into()));
+    }
+
+    #[test]
+    fn a_resolver_cannot_grow_the_table_without_bound() {
+        let resolvers = Resolvers::new();
+        let resolver = resolvers.connect(identity("a", "x"));
+        for uid in 0..SERVICES_MAX {
+            resolver.acknowledged(&uid.to_string(), ack(1)).unwrap();
+        }
+        assert!(resolver.traffic("one more", Traffic::default()).is_err());
+        resolver.forget("7");
+        assert!(resolver.traffic("one more", Traffic::default()).is_ok());
+    }
+}

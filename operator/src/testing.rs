@@ -1,0 +1,37 @@
+//! What tests share: a Kubernetes client that asks a function instead of an API server.
+
+use std::convert::Infallible;
+
+use http_body_util::BodyExt;
+use kube::Client;
+use kube::client::Body;
+use serde::Serialize;
+
+/// A client whose requests `answer` answers.
+pub(crate) fn client<A>(answer: A) -> Client
+where
+    A: Fn(http::request::Parts, Vec<u8>) -> http::Response<Body> + Clone + Send + Sync + 'static,
+{
+    let service = tower::service_fn(move |request: http::Request<Body>| {
+        let answer = answer.clone();
+        async move {
+            let (parts, body) = request.into_parts();
+            let body = body.collect().await.unwrap().to_bytes();
+            Ok::<_, Infallible>(answer(parts, body.to_vec()))
+        }
+    });
+    Client::new(service, "default")
+}
+
+/// An object, or for a status other than 200 an API error with this reason.
+pub(crate) fn answer(status: u16, object: impl Serialize) -> http::Response<Body> {
+    let mut object = serde_json::to_value(object).unwrap();
+    if status != 200 {
+        object = serde_json::json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure",
+            "reason": object, "code": status, "message": object,
+        });
+    }
+    let body = Body::from(serde_json::to_vec(&object).unwrap());
+    http::Response::builder().status(status).body(body).unwrap()
+}

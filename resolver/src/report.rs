@@ -171,6 +171,7 @@ impl Sent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Metrics;
 
     const ACK: Ack = Ack { revision: 1, listening: true, redirecting: false, error: None };
 
@@ -211,5 +212,18 @@ mod tests {
         sent.due("a", Some(&ACK), traffic(0, 0), false);
         let redirecting = Ack { redirecting: true, ..ACK };
         assert_eq!(kinds(&sent.due("a", Some(&redirecting), traffic(0, 0), false)), ["ack"]);
+    }
+
+    #[test]
+    fn streams_learn_at_once_of_what_is_newly_in_effect() {
+        let (board, metrics) = (Board::default(), Metrics::new(&prometheus::Registry::new()).unwrap());
+        let mut news = board.follow();
+        board.add("a", Arc::new(Service::new("n", "s", metrics, board.news())));
+        board.acknowledge([("a".to_owned(), ACK)]);
+        assert!(news.has_changed().unwrap());
+        news.mark_unchanged();
+        board.acknowledge([("a".to_owned(), ACK)]);
+        assert!(!news.has_changed().unwrap());
+        assert_eq!(kinds(&board.due(&mut Sent::default(), false)), ["ack", "traffic"]);
     }
 }

@@ -68,6 +68,18 @@ async fn cluster_ips_are_redirected_once_the_port_listens_and_no_longer_than_tol
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_cannot_be_opened_is_not_redirected_to() {
+    let (taken, free) = (free_port(), free_port());
+    let occupier = std::net::TcpListener::bind(("0.0.0.0", taken)).unwrap();
+    let other = ServiceState { cluster_ips: vec!["10.96.0.2".parse().unwrap()], ..state("b", 1, free, &[]) };
+    let (world, mut map) = redirecting(vec![state("a", 1, taken, &[]), other], Patience::default()).await;
+    world.operator.hears_listening("b", 1).await;
+    holds(&mut map, &[("10.96.0.2:80", free)]).await;
+    drop(occupier);
+    holds(&mut map, &[("10.96.0.1:80", taken), ("10.96.0.2:80", free)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_leaving_resolver_redirects_nothing() {
     let port = free_port();
     let (world, mut map) = redirecting(vec![state("a", 1, port, &[])], Patience::default()).await;

@@ -1,1 +1,173 @@
-//! Not written yet.
+//! The maps that the eBPF programs and the resolver share: keys, values and their layout.
+//!
+//! Everything is integers of fixed size without hidden padding, so both sides see the same bytes. Addresses have one
+//! form, IPv6 with IPv4 mapped into it (RFC 4291, 2.5.5.2), so that IPv4 sockets, IPv6 sockets and IPv6 sockets that
+//! speak IPv4 share one map.
+#![cfg_attr(target_arch = "bpf", no_std)]
+
+/// Name of the map from what clients dial to where they are sent: `Endpoint` to `Endpoint`.
+pub const REDIRECTS: &str = "REDIRECTS";
+
+/// Name of the map from socket cookies to [`Redirected`]: what `getpeername` answers.
+pub const ORIGINALS: &str = "ORIGINALS";
+
+/// Name of the one-element array with the resolver's last heartbeat, in ns of `CLOCK_MONOTONIC`.
+pub const HEARTBEAT: &str = "HEARTBEAT";
+
+/// Name of the per-CPU counters, indexed by [`Counter`].
+pub const COUNTERS: &str = "COUNTERS";
+
+/// Entries of [`REDIRECTS`]: each ElastiService has an interception port of 40,000, and a Service two address families.
+pub const REDIRECTS_MAX: u32 = 80_000;
+
+/// Entries of [`ORIGINALS`]: connections redirected and still open on one node. The oldest go first, and lose nothing
+/// but the answer to `getpeername`.
+pub const ORIGINALS_MAX: u32 = 65_536;
+
+/// A heartbeat older than this, in ns, means that the resolver is stuck: connections pass untouched then. Ten times the
+/// interval at which it is written, so that a busy machine does not cause it.
+pub const HEARTBEAT_TTL_NS: u64 = 2_000_000_000;
+
+/// The socket mark (`SO_MARK`) of the resolver's own connections, which are never redirected. Fixed, since the programs
+/// of two resolvers share a node during a rollout. The kernel clears the marks of packets that leave a pod's network
+/// namespace, so it meets no mark of kube-proxy or a CNI there.
+pub const OWN_MARK: u32 = 0x00e1_a571;
+
+/// Counters of the programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Counter {
+    /// Connections sent to the resolver.
+    Redirected = 0,
+    /// Connections that would have been, had the heartbeat not been too old.
+    Stale = 1,
+}
+
+/// How many counters there are.
+pub const COUNTERS_LEN: u32 = 2;
+
+/// An address and a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Endpoint {
+    /// The address as four words whose bytes are in network order, as `bpf_sock_addr.user_ip6` has it.
+    pub address: [u32; 4],
+    /// The port, its bytes in network order.
+    pub port_be: u16,
+    /// Always zero: map keys are compared byte by byte.
+    pub padding: u16,
+}
+
+/// A connection that was sent elsewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Redirected {
+    /// What the client dialled.
+    pub original: Endpoint,
+    /// Where it was sent. A socket whose peer is another one by now has been connected anew.
+    pub replacement: Endpoint,
+}
+
+const _: () = assert!(size_of::<Endpoint>() == 20 && align_of::<Endpoint>() == 4);
+const _: () = assert!(size_of::<Redirected>() == 40 && align_of::<Redirected>() == 4);
+
+/// Third word of an IPv4-mapped address.
+const MAPPED: u32 = 0xffff_u32.to_be();
+
+impl Endpoint {
+    /// From the fields of an IPv4 `bpf_sock_addr`: both in network byte order, the port in the low half of its word.
+    #[inline]
+    pub const fn v4(ip: u32, port: u32) -> Self {
+        Self::v6([0, 0, MAPPED, ip], port)
+    }
+
+    /// From the fields of an IPv6 `bpf_sock_addr`.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "the kernel keeps a 16-bit port in a 32-bit field")]
+    pub const fn v6(address: [u32; 4], port: u32) -> Self {
+        Self { address, port_be: port as u16, padding: 0 }
+    }
+
+    /// The IPv4 address, as `bpf_sock_addr.user_ip4` has it; `None` when it is IPv6.
+    #[inline]
+    pub const fn ip4(&self) -> Option<u32> {
+        if self.address[0] == 0 && self.address[1] == 0 && self.address[2] == MAPPED {
+            Some(self.address[3])
+        } else {
+            None
+        }
+    }
+
+    /// The port, as `bpf_sock_addr.user_port` has it.
+    #[inline]
+    pub const fn port(&self) -> u32 {
+        self.port_be as u32
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+mod host {
+    use std::net::{IpAddr, SocketAddr};
+
+    use super::{Endpoint, Redirected};
+
+    impl From<SocketAddr> for Endpoint {
+        fn from(address: SocketAddr) -> Self {
+            let ip = match address.ip() {
+                IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+                IpAddr::V6(ip) => ip,
+            };
+            let words = ip.octets();
+            let (words, _) = words.as_chunks::<4>();
+            Self {
+                address: [0, 1, 2, 3].map(|word| u32::from_ne_bytes(words[word])),
+                port_be: address.port().to_be(),
+                padding: 0,
+            }
+        }
+    }
+
+    impl From<Endpoint> for SocketAddr {
+        fn from(endpoint: Endpoint) -> Self {
+            let mut octets = [0; 16];
+            for (octets, word) in octets.as_chunks_mut::<4>().0.iter_mut().zip(endpoint.address) {
+                *octets = word.to_ne_bytes();
+            }
+            Self::new(IpAddr::from(octets).to_canonical(), u16::from_be(endpoint.port_be))
+        }
+    }
+
+    // SAFETY: `repr(C)`, integers only, no padding that is not a field: any bytes are a valid value.
+    #[expect(unsafe_code, reason = "aya asks for the promise that any bytes are a valid value")]
+    unsafe impl aya::Pod for Endpoint {}
+
+    // SAFETY: two of the above.
+    #[expect(unsafe_code, reason = "aya asks for the promise that any bytes are a valid value")]
+    unsafe impl aya::Pod for Redirected {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use super::*;
+
+    #[test]
+    fn addresses_survive_the_map() {
+        for address in ["10.96.0.10:80", "[fd00:96::a]:443", "255.255.255.255:65535"] {
+            let address: SocketAddr = address.parse().unwrap();
+            assert_eq!(SocketAddr::from(Endpoint::from(address)), address);
+        }
+    }
+
+    #[test]
+    fn an_ipv4_address_has_one_form_whichever_socket_dials_it() {
+        let plain = Endpoint::from("10.96.0.10:80".parse::<SocketAddr>().unwrap());
+        let mapped = Endpoint::from("[::ffff:10.96.0.10]:80".parse::<SocketAddr>().unwrap());
+        assert_eq!(plain, mapped);
+        let ip = u32::from_ne_bytes(Ipv4Addr::new(10, 96, 0, 10).octets());
+        assert_eq!(plain, Endpoint::v4(ip, u32::from(80_u16.to_be())));
+        assert_eq!((plain.ip4(), plain.port()), (Some(ip), u32::from(80_u16.to_be())));
+        assert_eq!(Endpoint::from("[fd00::1]:80".parse::<SocketAddr>().unwrap()).ip4(), None);
+    }
+}

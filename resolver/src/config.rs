@@ -41,8 +41,8 @@ pub struct Arguments {
     /// Whether eBPF redirects connections on the node: auto (where kernel and permissions allow it) or off.
     #[arg(long, default_value = "auto")]
     ebpf: String,
-    /// The node's root of cgroup2, as mounted in this container. Found in /proc/mounts if empty.
-    #[arg(long, default_value = "")]
+    /// Where the host's cgroup hierarchies are mounted in this container
+    #[arg(long, default_value = "/host-cgroup")]
     cgroup: String,
     /// How many seconds connections get to end once the resolver is asked to stop.
     #[arg(long, default_value = "25")]
@@ -76,8 +76,8 @@ pub struct Config {
     pub admin_port: u16,
     /// Whether to redirect by eBPF where possible.
     pub ebpf: bool,
-    /// The node's root of cgroup2, if it is not to be found.
-    pub cgroup: Option<PathBuf>,
+    /// Where the host's cgroup hierarchies are mounted.
+    pub cgroup: PathBuf,
     /// How long connections get to end.
     pub drain_timeout: Duration,
     /// How log lines look.
@@ -93,7 +93,6 @@ impl Config {
     pub fn new(arguments: &Arguments) -> Result<Self, Faults> {
         let mut faults = Faults::default();
         let (operator_host, operator_port) = operator(&arguments.operator, &mut faults);
-        let cgroup = arguments.cgroup.trim();
         let config = Self {
             operator_host,
             operator_port,
@@ -104,7 +103,7 @@ impl Config {
             pod_ips: pod_ips(&arguments.pod_ips, &mut faults),
             admin_port: faults.parse("--admin-port", &arguments.admin_port).unwrap_or_default(),
             ebpf: ebpf(&arguments.ebpf, &mut faults),
-            cgroup: (!cgroup.is_empty()).then(|| cgroup.into()),
+            cgroup: arguments.cgroup.trim().into(),
             drain_timeout: Duration::from_secs(
                 // Kept within a day, so that no sum of times overflows.
                 faults.parse::<u32>("--drain-timeout", &arguments.drain_timeout).unwrap_or_default().min(86_400).into(),
@@ -166,7 +165,7 @@ mod tests {
     fn the_defaults_are_those_of_the_installation() {
         let config = config(&["--pod=p", "--node=n", "--pod-ips=10.244.0.3,fd00::3"]).unwrap();
         assert_eq!((&*config.operator_host, config.operator_port), ("elasti-operator-stream.elasti.svc", 8014));
-        assert_eq!((config.admin_port, config.ebpf, config.cgroup), (8013, true, None));
+        assert_eq!((config.admin_port, config.ebpf, config.cgroup), (8013, true, "/host-cgroup".into()));
         assert_eq!(config.pod_ips.len(), 2);
     }
 

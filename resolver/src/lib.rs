@@ -17,6 +17,7 @@ pub mod hold;
 pub mod interception;
 pub mod listener;
 pub mod metrics;
+pub mod redirect;
 pub mod report;
 pub mod service;
 pub mod stream;

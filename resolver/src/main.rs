@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use elasti_resolver::app::{self, Redirection};
 use elasti_resolver::config::{Arguments, Config};
+use elasti_resolver::redirect::{self, Redirector};
 use elasti_runtime::telemetry::Levels;
 use elasti_runtime::{config, shutdown, telemetry};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -58,5 +59,12 @@ fn redirection(config: &Config) -> Redirection {
     if !config.ebpf {
         return Redirection::Off("switched off by --ebpf".to_owned());
     }
-    Redirection::Off("this build has no eBPF programs".to_owned())
+    let log = tracing::enabled!(tracing::Level::DEBUG);
+    let loaded = redirect::cgroup::find(&config.cgroup)
+        .map_err(redirect::LoadError::from)
+        .and_then(|cgroup| Redirector::load(&cgroup, log));
+    match loaded {
+        Ok(redirector) => Redirection::On { redirect: Box::new(redirector), mark: redirect::mark },
+        Err(error) => Redirection::Off(error.to_string()),
+    }
 }

@@ -1,1 +1,10 @@
-//! Not written yet.
+//! The harness of the cross-crate tests: network namespaces, a real API server, a whole cluster.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    reason = "a harness fails loudly"
+)]
+
+pub mod netns;

@@ -1,0 +1,192 @@
+//! Redirection by eBPF: loads the programs, attaches them to this node's cgroups and feeds their map.
+//!
+//! Everything belongs to the [`Redirector`]: when it is dropped, or its process ends, the kernel detaches the programs and
+//! connections pass untouched. The programs also do nothing when the heartbeat stops. Used by `main` through
+//! [`crate::interception::Redirect`].
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::programs::{CgroupAttachMode, CgroupSockAddr};
+use aya::{Ebpf, EbpfLoader};
+use aya_log::EbpfLogger;
+use resolver_ebpf::{COUNTERS, Counter, Endpoint, HEARTBEAT, OWN_MARK, REDIRECTS};
+use rustix::time::{ClockId, clock_gettime};
+use tokio::net::TcpSocket;
+use tokio::task::JoinHandle;
+
+use crate::interception::{Entries, Redirect};
+
+pub mod cgroup;
+
+/// The programs, as `cargo xtask build-ebpf` builds them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("redirect/elasti.bpf.o");
+
+/// The four programs, each attached to the hook of its name.
+const PROGRAMS: [&str; 4] = ["connect4", "connect6", "getpeername4", "getpeername6"];
+
+/// How often the heartbeat is written: ten times within the age at which the programs give up on the resolver.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How often the programs' log is read, where it is wanted at all: soon enough for a reader, and its buffer holds
+/// thousands of lines.
+const LOG_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Why connections are not redirected on this node.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The cgroup to attach to was not found.
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::CgroupError),
+    /// The cgroup cannot be opened.
+    #[error("cannot open the cgroup {path}: {source}")]
+    Open {
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel does not take the programs. The verifier's log, if it was asked, is part of the cause.
+    #[error(
+        "the kernel does not take the eBPF programs (it must be 5.8 or later, and the container needs the capabilities \
+         BPF and NET_ADMIN): {0}"
+    )]
+    Kernel(String),
+}
+
+/// Redirects connections until it is dropped.
+pub struct Redirector {
+    redirects: HashMap<MapData, Endpoint, Endpoint>,
+    counters: PerCpuArray<MapData, u64>,
+    heartbeat: JoinHandle<()>,
+    log: Option<JoinHandle<()>>,
+    /// Holds the links: the last thing to go.
+    _programs: Ebpf,
+}
+
+impl Redirector {
+    /// Loads the programs and attaches them below `cgroup`; `log` has every redirected connection logged. Must run in a
+    /// Tokio runtime, which drives heartbeat and log: a runtime that is stuck cannot accept, so its heartbeat must stop.
+    pub fn load(cgroup: &std::path::Path, log: bool) -> Result<Self, LoadError> {
+        let directory =
+            std::fs::File::open(cgroup).map_err(|source| LoadError::Open { path: cgroup.to_owned(), source })?;
+        let mut programs =
+            EbpfLoader::new().override_global("LOG_CONNECTS", &u32::from(log), true).load(OBJECT).map_err(kernel)?;
+        let mut heartbeat: Array<_, u64> = Array::try_from(take(&mut programs, HEARTBEAT)?).map_err(kernel)?;
+        let redirects = HashMap::try_from(take(&mut programs, REDIRECTS)?).map_err(kernel)?;
+        let counters = PerCpuArray::try_from(take(&mut programs, COUNTERS)?).map_err(kernel)?;
+        heartbeat.set(0, now(), 0).map_err(kernel)?;
+        let log = if log { Some(drive_log(&mut programs)?) } else { None };
+        for name in PROGRAMS {
+            let program: &mut CgroupSockAddr = programs
+                .program_mut(name)
+                .ok_or_else(|| LoadError::Kernel(format!("the object has no program {name}")))?
+                .try_into()
+                .map_err(kernel)?;
+            program.load().map_err(kernel)?;
+            // Cgroup links are shared by their nature; the flag that asks for it is refused (EINVAL).
+            program.attach(&directory, CgroupAttachMode::Single).map_err(kernel)?;
+        }
+        let heartbeat = tokio::spawn(async move {
+            let mut interval = tokio::time::interval(HEARTBEAT_INTERVAL);
+            loop {
+                interval.tick().await;
+                if let Err(error) = heartbeat.set(0, now(), 0) {
+                    tracing::error!(%error, "cannot write the heartbeat of the eBPF programs");
+                }
+            }
+        });
+        Ok(Self { redirects, counters, heartbeat, log, _programs: programs })
+    }
+
+    /// One of the programs' counters, over all CPUs.
+    pub fn counter(&self, counter: Counter) -> u64 {
+        self.counters.get(&(counter as u32), 0).map_or(0, |values| values.iter().sum())
+    }
+
+    /// Stops the heartbeat, as a runtime that is stuck would: from [`resolver_ebpf::HEARTBEAT_TTL_NS`] on connections
+    /// pass untouched.
+    pub fn stop_heartbeat(&self) {
+        self.heartbeat.abort();
+    }
+
+    fn make_equal(&mut self, entries: &Entries) -> Result<(), aya::maps::MapError> {
+        let wanted: std::collections::HashMap<Endpoint, Endpoint> =
+            entries.iter().map(|(from, to)| (Endpoint::from(*from), Endpoint::from(*to))).collect();
+        let present: std::collections::HashMap<Endpoint, Endpoint> = self.redirects.iter().collect::<Result<_, _>>()?;
+        for from in present.keys().filter(|from| !wanted.contains_key(*from)) {
+            self.redirects.remove(from)?;
+        }
+        for (from, to) in wanted.iter().filter(|(from, to)| present.get(from) != Some(to)) {
+            self.redirects.insert(from, to, 0)?;
+        }
+        Ok(())
+    }
+}
+
+impl Redirect for Redirector {
+    fn sync(&mut self, entries: &Entries) -> Result<(), String> {
+        // The map itself is read, not a memory of it: somebody else may have changed it.
+        self.make_equal(entries)
+            .map_err(|error| format!("cannot change the map of redirected addresses: {}", chain(&error)))
+    }
+}
+
+impl Drop for Redirector {
+    fn drop(&mut self) {
+        self.heartbeat.abort();
+        if let Some(log) = &self.log {
+            log.abort();
+        }
+    }
+}
+
+/// Keeps a connection of the resolver's own from being redirected.
+pub fn mark(socket: &TcpSocket) -> io::Result<()> {
+    socket2::SockRef::from(socket).set_mark(OWN_MARK)
+}
+
+/// What the map holds, for tests and diagnosis.
+pub fn entries(redirector: &Redirector) -> Entries {
+    let pairs = redirector.redirects.iter().filter_map(Result::ok);
+    pairs.map(|(from, to)| (SocketAddr::from(from), SocketAddr::from(to))).collect()
+}
+
+fn take(programs: &mut Ebpf, name: &str) -> Result<Map, LoadError> {
+    programs.take_map(name).ok_or_else(|| LoadError::Kernel(format!("the object has no map {name}")))
+}
+
+fn drive_log(programs: &mut Ebpf) -> Result<JoinHandle<()>, LoadError> {
+    let mut logger = EbpfLogger::init(programs).map_err(kernel)?;
+    Ok(tokio::spawn(async move {
+        let mut interval = tokio::time::interval(LOG_INTERVAL);
+        loop {
+            interval.tick().await;
+            logger.flush();
+        }
+    }))
+}
+
+/// `CLOCK_MONOTONIC` in ns: the clock of `bpf_ktime_get_ns`.
+fn now() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+fn kernel(error: impl std::error::Error) -> LoadError {
+    LoadError::Kernel(chain(&error))
+}
+
+/// An error with all its causes: the innermost holds the errno, or the verifier's log.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}

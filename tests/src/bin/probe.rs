@@ -1,0 +1,96 @@
+//! A client and a server for tests: says what it sees of its connections.
+#![allow(clippy::print_stdout, reason = "its output is its purpose")]
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Parser;
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Longer than any local connection takes, shorter than a test's patience.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+#[derive(Parser)]
+enum Probe {
+    /// Listens on every address, prints the port, greets every connection
+    Serve { name: String },
+    /// Connects, prints the peer that the socket names and the greeting
+    Connect {
+        /// Whom to dial, one after the other with the same socket
+        addresses: Vec<SocketAddr>,
+        /// Dial an IPv4 address with an IPv6 socket
+        #[arg(long)]
+        mapped: bool,
+        /// Mark the socket first
+        #[arg(long, default_value_t = 0)]
+        mark: u32,
+        /// Connect a UDP socket
+        #[arg(long)]
+        udp: bool,
+    },
+}
+
+fn main() -> Result<()> {
+    match Probe::parse() {
+        Probe::Serve { name } => serve(&name),
+        Probe::Connect { addresses, mapped, mark, udp } => {
+            match connect(&addresses, mapped, mark, udp) {
+                Ok(seen) => println!("{seen}"),
+                Err(error) => println!("error {error}"),
+            }
+            Ok(())
+        }
+    }
+}
+
+fn serve(name: &str) -> Result<()> {
+    let listener = std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0))?;
+    println!("{}", listener.local_addr()?.port());
+    for stream in listener.incoming() {
+        stream?.write_all(name.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn connect(addresses: &[SocketAddr], mapped: bool, mark: u32, udp: bool) -> Result<String> {
+    let mut seen = String::new();
+    let six = mapped || addresses.iter().any(SocketAddr::is_ipv6);
+    let domain = if six { Domain::IPV6 } else { Domain::IPV4 };
+    let (kind, protocol) = if udp { (Type::DGRAM, Protocol::UDP) } else { (Type::STREAM, Protocol::TCP) };
+    let mut socket = Socket::new(domain, kind, Some(protocol))?;
+    socket.set_read_timeout(Some(TIMEOUT))?;
+    if mark != 0 {
+        socket.set_mark(mark)?;
+    }
+    for (number, address) in addresses.iter().enumerate() {
+        if number > 0 {
+            // AF_UNSPEC: connect(2) dissolves the association, so that the same socket can be connected again.
+            socket2::SockRef::from(&socket).connect(&unspecified())?;
+        }
+        let address = match (address.ip(), mapped) {
+            (IpAddr::V4(ip), true) => SocketAddr::new(ip.to_ipv6_mapped().into(), address.port()),
+            _ => *address,
+        };
+        socket.connect(&address.into())?;
+        let peer = socket.peer_addr()?.as_socket().map(|peer| peer.to_string()).unwrap_or_default();
+        let mut greeting = String::new();
+        if !udp {
+            socket.read_to_string(&mut greeting)?;
+        }
+        seen = format!("{peer} {greeting}").trim().to_owned();
+    }
+    Ok(seen)
+}
+
+fn unspecified() -> socket2::SockAddr {
+    use socket2::SockAddrStorage;
+    let storage = SockAddrStorage::zeroed();
+    let length = storage.size_of();
+    // SAFETY: all zero is AF_UNSPEC, whose other bytes have no meaning.
+    #[expect(unsafe_code, reason = "socket2 has no name for AF_UNSPEC")]
+    unsafe {
+        socket2::SockAddr::new(storage, length)
+    }
+}

@@ -1,0 +1,94 @@
+//! A host of its own for one test: a network namespace without an uplink and a cgroup, removed when dropped.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// The address of the host that stands for a resolver's pod, in both families.
+pub const RESOLVER: [&str; 2] = ["10.200.0.1", "fd00:200::1"];
+
+/// A namespace and a cgroup.
+#[derive(Debug)]
+pub struct Host {
+    name: String,
+    cgroup: PathBuf,
+    children: Vec<Child>,
+}
+
+impl Host {
+    /// Makes a host named after the test. Panics without root or cgroup2: these tests are never skipped.
+    pub fn new(test: &str) -> Self {
+        let name = format!("elasti-{}-{test}", std::process::id());
+        let cgroup = cgroup2().join(&name);
+        let host = Self { cgroup, children: vec![], name };
+        run(Command::new("ip").args(["netns", "add", &host.name]));
+        run(host.inside("ip").args(["link", "set", "lo", "up"]));
+        for address in RESOLVER {
+            run(host.inside("ip").args(["address", "add", address, "dev", "lo"]));
+        }
+        std::fs::create_dir(&host.cgroup).expect("cannot make a cgroup; run as root");
+        host
+    }
+
+    /// The directory of its cgroup.
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
+    /// A command in its network namespace and cgroup.
+    pub fn inside(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/run/netns/{}", self.name))
+            .args(["sh", "-c", r#"[ ! -d "$0" ] || echo $$ > "$0/cgroup.procs"; exec "$@""#])
+            .arg(&self.cgroup)
+            .arg(program);
+        command
+    }
+
+    /// Starts a server that greets every connection with its own name; returns its port on [`RESOLVER`]'s addresses.
+    pub fn serve(&mut self, name: &str) -> u16 {
+        let mut child =
+            self.inside(probe()).args(["serve", name]).stdout(Stdio::piped()).spawn().expect("cannot start a server");
+        let mut port = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut port).expect("a server's port");
+        self.children.push(child);
+        port.trim().parse().expect("a server's port")
+    }
+
+    /// Connects as a client and returns what it prints: the peer that it sees and the greeting, or the error.
+    pub fn connect(&self, arguments: &[&str]) -> String {
+        let output = self.inside(probe()).arg("connect").args(arguments).output().expect("cannot start a client");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _gone = child.kill();
+            let _reaped = child.wait();
+        }
+        let _gone = Command::new("ip").args(["netns", "delete", &self.name]).status();
+        let _gone = std::fs::remove_dir(&self.cgroup);
+    }
+}
+
+/// The machine's cgroup2 hierarchy.
+fn cgroup2() -> PathBuf {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").expect("/proc is readable");
+    let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("cgroup2 is mounted");
+    mount.split(' ').nth(1).expect("a mount has a point").into()
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().expect("cannot start");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The client and server program, built beside the tests.
+fn probe() -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    let directory = test.parent().and_then(Path::parent).expect("target/debug/deps");
+    directory.join("probe")
+}

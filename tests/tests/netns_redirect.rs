@@ -1,0 +1,131 @@
+//! The real eBPF object in a cgroup and a network namespace of its own.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use elasti_resolver::interception::{Entries, Redirect};
+use elasti_resolver::redirect::{Redirector, entries};
+use elasti_tests::netns::{Host, RESOLVER};
+use resolver_ebpf::{Counter, HEARTBEAT_TTL_NS, OWN_MARK};
+
+const SERVICE4: &str = "10.96.0.10:80";
+const SERVICE6: &str = "[fd00:96::a]:80";
+
+/// A host whose connections to a Service are redirected to a server named `resolver`.
+struct Redirected {
+    host: Host,
+    redirector: Redirector,
+    wanted: Entries,
+}
+
+impl Redirected {
+    fn new(test: &str) -> Self {
+        let mut host = Host::new(test);
+        let port = host.serve("resolver");
+        let wanted = to(port);
+        let mut redirector = Redirector::load(host.cgroup(), false).unwrap();
+        redirector.sync(&wanted).unwrap();
+        Self { host, redirector, wanted }
+    }
+}
+
+fn to(port: u16) -> Entries {
+    let target = |ip: &str| SocketAddr::new(ip.parse().unwrap(), port);
+    [(SERVICE4.parse().unwrap(), target(RESOLVER[0])), (SERVICE6.parse().unwrap(), target(RESOLVER[1]))].into()
+}
+
+fn passes(seen: &str) -> bool {
+    seen.starts_with("error") && seen.contains("unreachable")
+}
+
+#[tokio::test]
+async fn connections_are_redirected_and_see_the_address_that_they_dialled() {
+    let it = Redirected::new("connect");
+    assert_eq!(it.host.connect(&[SERVICE4]), format!("{SERVICE4} resolver"));
+    assert_eq!(it.host.connect(&[SERVICE6]), format!("{SERVICE6} resolver"));
+    assert_eq!(it.redirector.counter(Counter::Redirected), 2);
+}
+
+#[tokio::test]
+async fn an_ipv6_socket_that_dials_ipv4_is_redirected_too() {
+    let it = Redirected::new("mapped");
+    assert_eq!(it.host.connect(&["--mapped", SERVICE4]), format!("[::ffff:10.96.0.10]:80 resolver"));
+}
+
+#[tokio::test]
+async fn whatever_is_not_in_the_map_passes_untouched() {
+    let mut it = Redirected::new("miss");
+    let other = it.host.serve("other");
+    let other = format!("{}:{other}", RESOLVER[0]);
+    assert_eq!(it.host.connect(&[&other]), format!("{other} other"));
+    assert!(passes(&it.host.connect(&["10.96.0.10:81"])), "another port");
+    assert!(passes(&it.host.connect(&["10.96.0.11:80"])), "another address");
+    it.redirector.sync(&Entries::new()).unwrap();
+    assert!(passes(&it.host.connect(&[SERVICE4])), "an entry that was removed");
+}
+
+#[tokio::test]
+async fn udp_is_not_touched() {
+    let it = Redirected::new("udp");
+    assert!(passes(&it.host.connect(&["--udp", SERVICE4])));
+    assert_eq!(it.redirector.counter(Counter::Redirected), 0);
+}
+
+#[tokio::test]
+async fn the_resolvers_own_connections_are_not_redirected() {
+    let it = Redirected::new("mark");
+    assert!(passes(&it.host.connect(&["--mark", &OWN_MARK.to_string(), SERVICE4])));
+    assert!(passes(&it.host.connect(&["--mark", &OWN_MARK.to_string(), SERVICE6])));
+}
+
+#[tokio::test]
+async fn connections_pass_when_the_heartbeat_stops() {
+    let it = Redirected::new("heartbeat");
+    assert!(!passes(&it.host.connect(&[SERVICE4])));
+    it.redirector.stop_heartbeat();
+    let deadline = Instant::now() + 5 * Duration::from_nanos(HEARTBEAT_TTL_NS);
+    while !passes(&it.host.connect(&[SERVICE4])) {
+        assert!(Instant::now() < deadline, "still redirected");
+    }
+    assert!(it.redirector.counter(Counter::Stale) > 0);
+}
+
+#[tokio::test]
+async fn connections_pass_when_the_resolver_is_gone() {
+    let it = Redirected::new("gone");
+    assert!(!passes(&it.host.connect(&[SERVICE4])));
+    drop(it.redirector);
+    assert!(passes(&it.host.connect(&[SERVICE4])));
+}
+
+#[tokio::test]
+async fn a_socket_that_is_connected_anew_does_not_lie_about_its_peer() {
+    let mut it = Redirected::new("anew");
+    let other = it.host.serve("other");
+    let other = format!("{}:{other}", RESOLVER[0]);
+    assert_eq!(it.host.connect(&[SERVICE4, &other]), format!("{other} other"));
+}
+
+#[tokio::test]
+async fn two_resolvers_share_a_node_during_a_rollout() {
+    let mut it = Redirected::new("rollout");
+    let port = it.host.serve("newer");
+    let mut newer = Redirector::load(it.host.cgroup(), false).unwrap();
+    newer.sync(&to(port)).unwrap();
+    let seen = it.host.connect(&[SERVICE4]);
+    assert!(seen == format!("{SERVICE4} resolver") || seen == format!("{SERVICE4} newer"), "{seen}");
+    drop(it.redirector);
+    assert_eq!(it.host.connect(&[SERVICE4]), format!("{SERVICE4} newer"));
+}
+
+#[tokio::test]
+async fn a_map_that_was_changed_behind_our_back_is_repaired() {
+    let mut it = Redirected::new("repair");
+    let mut foreign = it.wanted.clone();
+    foreign.remove(&SERVICE4.parse().unwrap());
+    foreign.insert("10.96.0.99:1".parse().unwrap(), "10.200.0.1:1".parse().unwrap());
+    it.redirector.sync(&foreign).unwrap();
+    it.redirector.sync(&it.wanted).unwrap();
+    assert_eq!(entries(&it.redirector), it.wanted);
+    assert_eq!(it.host.connect(&[SERVICE4]), format!("{SERVICE4} resolver"));
+}

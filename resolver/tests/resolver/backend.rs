@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::world::soon;
+
 /// Runs `script` for each connection, until the test ends.
 pub(crate) async fn backend<F>(script: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
 where
@@ -35,7 +37,7 @@ pub(crate) async fn echo() -> SocketAddr {
 pub(crate) async fn ping(client: &mut TcpStream, text: &[u8]) {
     client.write_all(text).await.unwrap();
     let mut answer = vec![0; text.len()];
-    client.read_exact(&mut answer).await.unwrap();
+    soon(client.read_exact(&mut answer)).await.unwrap();
     assert_eq!(answer, text);
 }
 

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::backend::{backend, echo, ping, refusing};
-use crate::world::{World, dial, free_port, is_reset, state};
+use crate::world::{World, dial, free_port, is_reset, soon, state};
 
 /// A world with one Service at zero, and connections to it.
 async fn at_zero<const N: usize>(hold: HoldPolicy) -> (World, u16, [TcpStream; N]) {
@@ -30,7 +30,7 @@ async fn a_held_connection_is_notified_released_and_answered() {
     world.operator.hears_held("a", 1).await;
     world.operator.set(&state("a", 1, port, &[echo().await]));
     let mut answer = [0; 5];
-    client.read_exact(&mut answer).await.unwrap();
+    soon(client.read_exact(&mut answer)).await.unwrap();
     assert_eq!(&answer, b"early");
     world.operator.hears_held("a", 0).await;
     world.metric_is("elasti_resolver_forwarded_bytes_total", "service=\"a\"", 10.0).await;
@@ -45,7 +45,7 @@ async fn a_server_that_speaks_first_is_heard() {
     let greeting = backend(|mut stream| async move { stream.write_all(b"220 ready").await.unwrap() }).await;
     world.operator.set(&state("a", 1, port, &[greeting]));
     let mut heard = String::new();
-    client.read_to_string(&mut heard).await.unwrap();
+    soon(client.read_to_string(&mut heard)).await.unwrap();
     assert_eq!(heard, "220 ready");
 }
 
@@ -64,7 +64,7 @@ async fn a_client_that_closes_its_sending_side_while_held_gets_its_answer() {
     .await;
     world.operator.set(&state("a", 1, port, &[target]));
     let mut answer = String::new();
-    client.read_to_string(&mut answer).await.unwrap();
+    soon(client.read_to_string(&mut answer)).await.unwrap();
     assert_eq!(answer, "question");
 }
 
@@ -83,10 +83,10 @@ async fn a_server_that_closes_its_sending_side_still_hears_the_client() {
     .await;
     let (world, port, [mut client]) = at_zero(HoldPolicy::default()).await;
     world.operator.set(&state("a", 1, port, &[target]));
-    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+    assert_eq!(soon(client.read(&mut [0])).await.unwrap(), 0);
     client.write_all(b"still here").await.unwrap();
     client.shutdown().await.unwrap();
-    assert_eq!(hears.recv().await.unwrap(), "still here");
+    assert_eq!(soon(hears.recv()).await.unwrap(), "still here");
 }
 
 #[tokio::test]
@@ -211,7 +211,7 @@ async fn a_broken_target_resets_the_client() {
     .await;
     let (world, port, [mut client]) = at_zero(HoldPolicy::default()).await;
     world.operator.set(&state("a", 1, port, &[breaking]));
-    client.read_exact(&mut [0; 11]).await.unwrap();
+    soon(client.read_exact(&mut [0; 11])).await.unwrap();
     client.write_all(b"?").await.unwrap();
     is_reset(&mut client).await;
 }

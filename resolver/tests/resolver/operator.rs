@@ -169,8 +169,7 @@ impl Operator {
 
 async fn reaches(counter: &watch::Sender<u32>, count: u32) {
     let mut counter = counter.subscribe();
-    let wait = counter.wait_for(|reached| *reached >= count);
-    tokio::time::timeout(crate::world::DEADLINE, wait).await.expect("it did not happen").unwrap();
+    crate::world::soon(counter.wait_for(|reached| *reached >= count)).await.unwrap();
 }
 
 async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>, stop: CancellationToken) {

@@ -7,7 +7,7 @@ use elasti_resolver::fallback::Patience;
 
 use crate::backend::{echo, ping};
 use crate::operator::{Identity, Operator, TOKEN};
-use crate::world::{World, dial, free_port, is_reset, off, state};
+use crate::world::{World, dial, free_port, is_reset, off, soon, state};
 
 #[tokio::test]
 async fn readiness_comes_with_the_first_snapshot() {
@@ -20,7 +20,7 @@ async fn readiness_comes_with_the_first_snapshot() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(crate::world::DEADLINE, ready).await.expect("never ready");
+    soon(ready).await;
 }
 
 #[tokio::test]
@@ -157,6 +157,6 @@ async fn a_leaving_resolver_says_so_and_goes_on_serving() {
     ping(&mut late, b"late").await;
     drop((held, late));
     // It ends by itself, long before the drain time.
-    tokio::time::timeout(crate::world::DEADLINE, &mut world.resolver).await.expect("still running").unwrap();
+    soon(&mut world.resolver).await.unwrap();
     assert!(tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err());
 }

@@ -139,8 +139,13 @@ pub(crate) async fn dial(port: u16) -> TcpStream {
     TcpStream::connect(("127.0.0.1", port)).await.unwrap()
 }
 
+/// What must happen before the deadline.
+pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(DEADLINE, future).await.expect("it did not happen in time")
+}
+
 /// Waits for a reset.
 pub(crate) async fn is_reset(client: &mut TcpStream) {
-    let end = tokio::time::timeout(DEADLINE, client.read(&mut [0; 64])).await.expect("the connection stays open");
+    let end = soon(client.read(&mut [0; 64])).await;
     assert_eq!(end.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
 }

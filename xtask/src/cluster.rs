@@ -123,6 +123,9 @@ impl Cluster {
 
     /// kubectl as administrator.
     pub(crate) fn kubectl(&self) -> Result<Command> {
+        if !self.kubeconfig().exists() {
+            bail!("cluster {} is not up: start it with `cargo xtask cluster up`", self.layout.name());
+        }
         let mut command = self.command_in_node(1, binaries::path("kubectl"))?;
         command.env("KUBECONFIG", self.kubeconfig());
         // Discovery is cached with the cluster, not in the home directory.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use elasti_api::message::HoldPolicy;
 use tokio::sync::watch;
@@ -163,7 +163,8 @@ impl Service {
     }
 
     fn log_wake(&self, timeline: &Timeline, held: u32) {
-        let millis = |duration: std::time::Duration| duration.as_secs_f64() * 1000.0;
+        // To the microsecond.
+        let millis = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
         tracing::info!(
             namespace = self.namespace,
             service = self.name,

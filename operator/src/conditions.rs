@@ -7,7 +7,7 @@ use elasti_api::message::Mode;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use crate::observed::{Observed, ServiceObserved, TargetState, Verdict};
+use crate::observed::{Addressing, Observed, ServiceObserved, TargetState, Verdict};
 use crate::plan::published;
 use crate::{idleness, schedule};
 
@@ -31,13 +31,13 @@ fn service_fault(observed: &Observed<'_>) -> Option<Cause> {
     let Some(service) = &observed.service else {
         return Some(("ServiceNotFound", format!("there is no Service {name}; create it or correct spec.service")));
     };
-    if service.external_name {
+    if service.addressing == Addressing::ExternalName {
         return Some((
             "ExternalNameService",
             format!("Service {name} is an ExternalName, which has no address; name a Service with a selector"),
         ));
     }
-    if service.headless {
+    if service.addressing == Addressing::Headless {
         return Some((
             "HeadlessService",
             format!(

@@ -20,11 +20,12 @@ use crate::idleness::Triggers;
 use crate::leader::LeaderState;
 use crate::metrics::Metrics;
 use crate::observed::{Diagnosis, ObjectKey, Observed, TriggersObserved, Verdict};
-use crate::plan::{Action, Memory, Now, Plan, Publish, Settings, plan};
+use crate::plan::{Memory, Now, Plan, Publish, Settings, plan};
 use crate::publication::Publication;
 use crate::resolvers::Resolvers;
 use crate::target::{self, Kind};
 use crate::work::{Next, Round, Work};
+use port_book::PortBook;
 
 mod apply;
 mod diagnosis;
@@ -59,7 +60,7 @@ pub struct Parts {
 pub struct Controller {
     parts: Parts,
     recorder: Recorder,
-    ports: port_book::PortBook,
+    ports: PortBook,
     /// Set once every cache has its first list: half-filled caches decide nothing.
     complete: watch::Sender<bool>,
     state: Mutex<State>,
@@ -80,12 +81,19 @@ struct State {
 impl Controller {
     /// A controller that does nothing until [`Controller::start`].
     pub fn new(parts: Parts) -> Arc<Self> {
+        let port_book = PortBook::new(parts.client.clone());
         let recorder = Recorder::new(
             parts.client.clone(),
             Reporter { controller: REPORTER.to_owned(), instance: std::env::var("POD_NAME").ok() },
         );
-        let ports = port_book::PortBook::new(parts.client.clone());
-        Arc::new(Self { parts, recorder, ports, complete: watch::Sender::new(false), state: Mutex::default(), work: std::sync::OnceLock::new() })
+        Arc::new(Self {
+            parts,
+            recorder,
+            ports: port_book,
+            complete: watch::Sender::new(false),
+            state: Mutex::default(),
+            work: std::sync::OnceLock::new(),
+        })
     }
 
     /// Takes the queue that pokes it.
@@ -116,7 +124,7 @@ impl Controller {
     }
 
     fn leads(&self) -> LeaderState {
-        self.parts.leadership.borrow().clone()
+        *self.parts.leadership.borrow()
     }
 
     fn decide(&self, snapshot: &Snapshot, uid: &str) -> (Plan, Decided) {

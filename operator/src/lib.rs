@@ -6,6 +6,7 @@
 pub mod caches;
 pub mod conditions;
 pub mod config;
+pub mod controller;
 pub mod elastiserver;
 pub mod idleness;
 pub mod leader;

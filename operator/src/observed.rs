@@ -82,6 +82,18 @@ pub struct ServicePort {
     pub app_protocol: Option<String>,
 }
 
+/// What clients get for a Service's name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Addressing {
+    /// Its cluster IPs.
+    #[default]
+    ClusterIp,
+    /// Its pods' addresses: `clusterIP: None`.
+    Headless,
+    /// Another name: `type: ExternalName`.
+    ExternalName,
+}
+
 /// A Service, public or private.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ServiceObserved {
@@ -95,10 +107,8 @@ pub struct ServiceObserved {
     pub spec_ports: Vec<k8s_openapi::api::core::v1::ServicePort>,
     /// The labels that its pods bear; empty when its endpoints are made by somebody else.
     pub selector: BTreeMap<String, String>,
-    /// `clusterIP: None`.
-    pub headless: bool,
-    /// `type: ExternalName`.
-    pub external_name: bool,
+    /// What clients get for its name.
+    pub addressing: Addressing,
     /// Either traffic policy is `Local`: every node needs an endpoint of its own.
     pub local_traffic_policy: bool,
     /// The address families, `IPv4` and `IPv6`.

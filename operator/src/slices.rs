@@ -21,7 +21,7 @@ pub const MANAGED_BY: &str = "elasti-operator";
 pub const OWNER_LABEL: &str = "elasti.truefoundry.com/elastiservice-uid";
 
 /// The resolvers that may stand in a Service's slices: listening for it and not about to leave.
-pub fn eligible<'a>(resolvers: &'a [ResolverObserved], revision: u64) -> impl Iterator<Item = &'a ResolverObserved> {
+pub fn eligible(resolvers: &[ResolverObserved], revision: u64) -> impl Iterator<Item = &ResolverObserved> {
     resolvers.iter().filter(move |resolver| {
         !resolver.leaving && resolver.ack.as_ref().is_some_and(|ack| ack.listening && ack.revision >= revision)
     })

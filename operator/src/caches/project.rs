@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::observed::{ObjectKey, ResolverSlice, ServiceObserved, ServicePort};
+use crate::observed::{Addressing, ObjectKey, ResolverSlice, ServiceObserved, ServicePort};
 use crate::slices::{self, OWNER_LABEL};
 
 /// The key of a namespaced object.
@@ -23,7 +23,11 @@ pub(super) fn service(service: &Service) -> ServiceObserved {
     let cluster_ips = spec.cluster_ips.unwrap_or_default();
     ServiceObserved {
         uid: service.metadata.uid.clone().unwrap_or_default(),
-        headless: cluster_ips.first().is_some_and(|ip| ip == "None"),
+        addressing: match spec.type_.as_deref() {
+            Some("ExternalName") => Addressing::ExternalName,
+            _ if cluster_ips.first().is_some_and(|ip| ip == "None") => Addressing::Headless,
+            _ => Addressing::ClusterIp,
+        },
         cluster_ips: cluster_ips.iter().filter_map(|ip| ip.parse().ok()).collect(),
         ports: spec_ports
             .iter()
@@ -38,7 +42,6 @@ pub(super) fn service(service: &Service) -> ServiceObserved {
             .collect(),
         spec_ports,
         selector: spec.selector.unwrap_or_default(),
-        external_name: spec.type_.as_deref() == Some("ExternalName"),
         local_traffic_policy: local(&spec.internal_traffic_policy) || local(&spec.external_traffic_policy),
         ip_families: spec.ip_families.unwrap_or_default(),
         ip_family_policy: spec.ip_family_policy,

@@ -1,7 +1,6 @@
 //! The watches that feed the caches: each lists, watches and lists again for as long as the operator runs.
 
 use std::collections::HashSet;
-use std::future::Future;
 use std::hash::Hash;
 use std::sync::Arc;
 
@@ -174,29 +173,21 @@ impl Watches {
         }
     }
 
-    fn drive<K, F>(
-        self: Arc<Self>,
-        what: &'static str,
-        api: Api<K>,
-        complete: watch::Sender<bool>,
-        apply: F,
-    ) -> impl Future<Output = ()>
+    async fn drive<K, F>(self: Arc<Self>, what: &'static str, api: Api<K>, complete: watch::Sender<bool>, apply: F)
     where
         K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
         F: Fn(&Self, Result<K, ObjectKey>) + Send,
     {
-        async move {
-            let facts = facts(watcher(api, watcher::Config::default()).default_backoff());
-            pin_mut!(facts);
-            while let Some(fact) = facts.next().await {
-                match fact {
-                    Fact::There(object) => apply(&self, Ok(object)),
-                    Fact::Gone(key) => apply(&self, Err(key)),
-                    Fact::Complete => {
-                        complete.send_replace(true);
-                    }
-                    Fact::Failed(error) => tracing::warn!(kind = what, %error, "cannot watch; trying again"),
+        let facts = facts(watcher(api, watcher::Config::default()).default_backoff());
+        pin_mut!(facts);
+        while let Some(fact) = facts.next().await {
+            match fact {
+                Fact::There(object) => apply(&self, Ok(object)),
+                Fact::Gone(key) => apply(&self, Err(key)),
+                Fact::Complete => {
+                    complete.send_replace(true);
                 }
+                Fact::Failed(error) => tracing::warn!(kind = what, %error, "cannot watch; trying again"),
             }
         }
     }

@@ -109,14 +109,18 @@ impl Controller {
         if wanted {
             finalizers.push(FINALIZER.to_owned());
         }
-        let patch = json!({"metadata": {"resourceVersion": elasti.metadata.resource_version, "finalizers": finalizers}});
+        let patch =
+            json!({"metadata": {"resourceVersion": elasti.metadata.resource_version, "finalizers": finalizers}});
         let result = self.elastis(elasti).patch(&name(elasti), &PatchParams::default(), &Patch::Merge(patch)).await;
         gone(result)
     }
 
     async fn write_status(&self, elasti: &ElastiService, status: serde_json::Value) -> Result<(), kube::Error> {
         let patch = json!({"metadata": {"resourceVersion": elasti.metadata.resource_version}, "status": status});
-        self.elastis(elasti).patch_status(&name(elasti), &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| ())
+        self.elastis(elasti)
+            .patch_status(&name(elasti), &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .map(|_| ())
     }
 
     fn elastis(&self, elasti: &ElastiService) -> Api<ElastiService> {
@@ -125,7 +129,8 @@ impl Controller {
 
     fn target<'a>(&self, snapshot: &'a Snapshot) -> anyhow::Result<(Api<DynamicObject>, &'a TargetObserved)> {
         let reference = &snapshot.elasti.spec.scale_target_ref;
-        let target = snapshot.target.found().with_context(|| format!("there is no {} {}", reference.kind(), reference.name))?;
+        let target =
+            snapshot.target.found().with_context(|| format!("there is no {} {}", reference.kind(), reference.name))?;
         let kind = Kind::of(reference).with_context(|| format!("{} cannot be scaled", reference.kind))?;
         let key = ObjectKey::new(&target.namespace, &target.name);
         Ok((target::api(self.parts.client.clone(), kind, &key), target))
@@ -137,7 +142,10 @@ impl Controller {
         self.parts.metrics.scaled(key, "up", result.is_ok());
         if result? == Scaled::Done {
             tracing::info!(elastiservice = %key, target = %target.name, replicas, "woken");
-            self.record(&snapshot.elasti, event(false, "ScaledUp", format!("scaled {} from 0 to {replicas}", target.name)));
+            self.record(
+                &snapshot.elasti,
+                event(false, "ScaledUp", format!("scaled {} from 0 to {replicas}", target.name)),
+            );
             let patch = json!({"status": {"lastScaledUpTime": jiff::Timestamp::now()}});
             self.elastis(&snapshot.elasti)
                 .patch_status(&name(&snapshot.elasti), &PatchParams::default(), &Patch::Merge(patch))
@@ -152,7 +160,10 @@ impl Controller {
         self.parts.metrics.scaled(key, "down", result.is_ok());
         if result? == Scaled::Done {
             tracing::info!(elastiservice = %key, target = %target.name, "put to sleep");
-            self.record(&snapshot.elasti, event(false, "ScaledDown", format!("scaled {} to 0: it is idle", target.name)));
+            self.record(
+                &snapshot.elasti,
+                event(false, "ScaledDown", format!("scaled {} to 0: it is idle", target.name)),
+            );
         }
         Ok(())
     }
@@ -172,7 +183,9 @@ impl Controller {
 
     fn diagnose(self: &Arc<Self>, snapshot: &Snapshot) {
         let uid = snapshot.elasti.metadata.uid.clone().unwrap_or_default();
-        let Some(target) = snapshot.target.found().filter(|target| !target.selector.is_empty()).cloned() else { return };
+        let Some(target) = snapshot.target.found().filter(|target| !target.selector.is_empty()).cloned() else {
+            return;
+        };
         if !self.state().diagnosing.insert(uid.clone()) {
             return;
         }

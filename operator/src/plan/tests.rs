@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use elasti_api::v1alpha1::{ElastiService, InterceptedPort, ScaleTrigger};
 
 use super::*;
-use crate::observed::{ServicePort, TriggersObserved};
+use crate::observed::{Addressing, ServicePort, TriggersObserved};
 use crate::resolvers::{Ack, ResolverObserved, Traffic};
 
 const SETTINGS: Settings = Settings {
@@ -67,7 +67,7 @@ impl World {
             resolvers: vec![],
             triggers: None,
             taken_by: None,
-            leading_since: Some(start - Duration::from_hours(1)),
+            leading_since: start.checked_sub(Duration::from_hours(1)),
             memory: Memory::default(),
             start,
             elapsed: Duration::ZERO,
@@ -188,7 +188,7 @@ impl World {
         world.acknowledge();
         world.idle();
         world.settle();
-        world.pass(Duration::from_secs(60));
+        world.pass(Duration::from_mins(1));
         world.settle();
         assert_eq!(world.status().mode, Some(Mode::Proxy), "idle for the cooldown is intercepted first");
         world.acknowledge();
@@ -228,7 +228,7 @@ fn an_idle_target_is_intercepted_then_published_then_put_to_sleep() {
     world.idle();
     assert!(!scales_down(&world.settle()));
     assert_eq!(world.status().mode, Some(Mode::Serve), "the cooldown has not passed");
-    world.pass(Duration::from_secs(60));
+    world.pass(Duration::from_mins(1));
     world.settle();
     assert_eq!((world.status().mode, world.status().revision), (Some(Mode::Proxy), 2));
     assert!(world.slices.is_empty(), "no resolver has acknowledged this revision");
@@ -456,7 +456,7 @@ fn what_cannot_be_intercepted_is_said_with_its_cure_and_never_sleeps() {
     type Break = fn(&mut World);
     let cases: [(&str, Break); 5] = [
         ("ServiceNotFound", |world| world.service = None),
-        ("HeadlessService", |world| world.service.as_mut().unwrap().headless = true),
+        ("HeadlessService", |world| world.service.as_mut().unwrap().addressing = Addressing::Headless),
         ("ServiceWithoutSelector", |world| world.service.as_mut().unwrap().selector.clear()),
         ("NoTcpPort", |world| world.service.as_mut().unwrap().ports.clear()),
         ("ServiceTaken", |world| world.taken_by = Some("older".into())),

@@ -4,6 +4,7 @@
 //! surrounds the decision: [`caches`], [`controller`] and [`work`].
 
 pub mod caches;
+pub mod certificates;
 pub mod conditions;
 pub mod config;
 pub mod controller;

@@ -1,0 +1,188 @@
+//! What is said on one stream, both ways, until it ends.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use elasti_api::message::{DecodeError, HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, MAX_LINE, ResolverMessage, decode};
+use http_body_util::BodyExt;
+use http_body_util::channel::Sender;
+use hyper::body::Incoming;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::codec::{AnyDelimiterCodec, AnyDelimiterCodecError, Decoder};
+
+use super::Streams;
+use crate::metrics::GaugeGuard;
+use crate::publication::{Feed, FeedError};
+use crate::resolvers::{Ack, Connection, Identity, TooManyServices, Traffic};
+
+/// A resolver that takes nothing of what it is sent for this long is ended: it would go on with an outdated state.
+const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a stream has ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Ended {
+    #[error("the resolver has closed it")]
+    Closed,
+    #[error("the resolver has been silent for {} s", HEARTBEAT_TIMEOUT.as_secs())]
+    Silent,
+    #[error("the resolver has taken nothing for {} s", STALL_TIMEOUT.as_secs())]
+    Stalled,
+    #[error("its first message was not Hello")]
+    NoHello,
+    #[error("the token was issued for pod '{token}', Hello says '{hello}'")]
+    WrongPod { token: String, hello: String },
+    #[error("a line is longer than {MAX_LINE} bytes")]
+    LineTooLong,
+    #[error(transparent)]
+    TooManyServices(#[from] TooManyServices),
+    #[error(transparent)]
+    Feed(#[from] FeedError),
+}
+
+/// Speaks with the resolver whose token was issued for `pod`.
+pub(super) async fn run(
+    streams: &Streams,
+    pod: &str,
+    body: Incoming,
+    sender: Sender<Bytes>,
+    feed: Feed,
+) -> Result<Infallible, Ended> {
+    let mut lines = Lines::new(body);
+    let identity = hello(&lines.next().await?, pod)?;
+    tracing::info!(
+        pod,
+        node = identity.node,
+        redirect_disabled = identity.redirect_disabled,
+        "a resolver is connected"
+    );
+    let connection = streams.resolvers.connect(identity);
+    let _counted = streams.metrics.stream();
+    let mut reader = Reader { streams, connection: &connection, newer: None, malformed_told: false };
+    tokio::select! {
+        ended = reader.run(&mut lines) => ended,
+        ended = write(&connection, sender, feed) => ended,
+    }
+}
+
+fn hello(line: &[u8], pod: &str) -> Result<Identity, Ended> {
+    match decode(line) {
+        Ok(ResolverMessage::Hello { pod: hello, .. }) if hello != pod => {
+            Err(Ended::WrongPod { token: pod.to_owned(), hello })
+        }
+        Ok(ResolverMessage::Hello { pod, node, addresses, redirect_disabled }) => {
+            Ok(Identity { pod, node, addresses, redirect_disabled })
+        }
+        _ => Err(Ended::NoHello),
+    }
+}
+
+/// Lines of a body. A whole line must come every [`HEARTBEAT_TIMEOUT`].
+struct Lines {
+    body: Incoming,
+    codec: AnyDelimiterCodec,
+    buffer: BytesMut,
+}
+
+impl Lines {
+    fn new(body: Incoming) -> Self {
+        let newline = || b"\n".to_vec();
+        let codec = AnyDelimiterCodec::new_with_max_length(newline(), newline(), MAX_LINE);
+        Self { body, codec, buffer: BytesMut::new() }
+    }
+
+    async fn next(&mut self) -> Result<Bytes, Ended> {
+        timeout(HEARTBEAT_TIMEOUT, self.line()).await.map_err(|_| Ended::Silent)?
+    }
+
+    async fn line(&mut self) -> Result<Bytes, Ended> {
+        loop {
+            match self.codec.decode(&mut self.buffer) {
+                Ok(Some(line)) => return Ok(line),
+                Ok(None) => {}
+                Err(AnyDelimiterCodecError::MaxChunkLengthExceeded) => return Err(Ended::LineTooLong),
+                Err(AnyDelimiterCodecError::Io(_)) => return Err(Ended::Closed),
+            }
+            let frame = self.body.frame().await.and_then(Result::ok).ok_or(Ended::Closed)?;
+            if let Some(data) = frame.data_ref() {
+                self.buffer.extend_from_slice(data);
+            }
+        }
+    }
+}
+
+struct Reader<'a> {
+    streams: &'a Streams,
+    connection: &'a Connection,
+    /// Set once the resolver has sent something of a newer version.
+    newer: Option<GaugeGuard>,
+    malformed_told: bool,
+}
+
+impl Reader<'_> {
+    async fn run(&mut self, lines: &mut Lines) -> Result<Infallible, Ended> {
+        loop {
+            let line = lines.next().await?;
+            match decode(&line) {
+                Ok(message) => self.take(message)?,
+                Err(error) => self.skip(&error),
+            }
+        }
+    }
+
+    fn take(&self, message: ResolverMessage) -> Result<(), TooManyServices> {
+        match message {
+            ResolverMessage::Ack { uid, revision, listening, redirecting, error } => {
+                self.connection.acknowledged(&uid, Ack { revision, listening, redirecting, error })
+            }
+            ResolverMessage::Traffic { uid, held, forwarding, accepted } => {
+                self.connection.traffic(&uid, Traffic { held, forwarding, accepted })
+            }
+            ResolverMessage::Leaving => {
+                self.connection.leaving();
+                Ok(())
+            }
+            // A second Hello says nothing that the first has not said.
+            ResolverMessage::Heartbeat | ResolverMessage::Hello { .. } => Ok(()),
+        }
+    }
+
+    /// What this build does not understand costs nothing but a line in the log, once a stream.
+    fn skip(&mut self, error: &DecodeError) {
+        let pod = self.connection.pod();
+        match error {
+            DecodeError::NewerVersion { .. } if self.newer.is_none() => {
+                tracing::error!(pod, %error, "a resolver is newer than this operator; its message is ignored");
+                self.newer = Some(self.streams.metrics.newer_resolver());
+            }
+            DecodeError::Malformed(_) if !std::mem::replace(&mut self.malformed_told, true) => {
+                tracing::warn!(pod, %error, "a line of a resolver is ignored");
+            }
+            _ => {}
+        }
+    }
+}
+
+async fn write(connection: &Connection, mut sender: Sender<Bytes>, mut feed: Feed) -> Result<Infallible, Ended> {
+    let mut tick = interval(HEARTBEAT_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The first is due at once, and Hello comes before it.
+    tick.tick().await;
+    loop {
+        let line = tokio::select! {
+            line = feed.next() => {
+                let line = line?;
+                if let Some(uid) = &line.removed {
+                    connection.forget(uid);
+                }
+                line.bytes
+            }
+            _ = tick.tick() => feed.heartbeat()?,
+        };
+        match timeout(STALL_TIMEOUT, sender.send_data(line)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(Ended::Closed),
+            Err(_) => return Err(Ended::Stalled),
+        }
+    }
+}

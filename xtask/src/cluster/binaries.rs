@@ -115,3 +115,21 @@ fn run_long(command: &mut Command, log: &Path, module: &Module) -> Result<()> {
     eprintln!("  built in {} s", start.elapsed().as_secs());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::version_flags;
+
+    #[test]
+    fn programs_say_the_pinned_version() {
+        let flags = version_flags("require (\n\tk8s.io/kubernetes v1.34.4 // indirect\n)\n");
+        let package = "k8s.io/component-base/version";
+        let expected = format!("-X {package}.gitVersion=v1.34.4 -X {package}.gitMajor=1 -X {package}.gitMinor=34");
+        assert_eq!(flags, expected);
+    }
+
+    #[test]
+    fn other_modules_get_no_version() {
+        assert_eq!(version_flags("tool example.org/x\n"), "");
+    }
+}

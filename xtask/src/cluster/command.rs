@@ -63,7 +63,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let options =
                 Options { name: args.name.clone(), kube_proxy: *kube_proxy, api_server_only: *api_server_only };
             Cluster::up(&options)?;
-            eprintln!("try: cargo xtask cluster kubectl -- get pods --all-namespaces -o wide");
+            eprintln!("try: cargo xtask cluster --name {} kubectl -- get all -A", args.name);
             Ok(())
         }
         Action::Down => cluster.down(),

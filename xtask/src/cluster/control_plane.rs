@@ -79,6 +79,9 @@ fn controller_manager(layout: &Layout) -> Vec<String> {
         format!("--kubeconfig={pki}/kube-controller-manager.kubeconfig"),
         "--leader-elect=false".to_owned(),
         "--use-service-account-credentials=true".to_owned(),
+        // By default 20 a second, which the accounts of some 40 controllers at the start use up for seconds.
+        "--kube-api-qps=200".to_owned(),
+        "--kube-api-burst=400".to_owned(),
         format!("--root-ca-file={pki}/ca.crt"),
         format!("--service-account-private-key-file={pki}/service-account.key"),
         format!("--service-cluster-ip-range={SERVICE_RANGES}"),

@@ -114,3 +114,24 @@ impl Node {
         [format!("10.244.{index}.0/24"), format!("fd00:244:0:{index}::/64")]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Layout;
+
+    #[test]
+    fn names_that_leave_their_directory_or_take_anothers_are_refused() {
+        for name in ["", "..", "a/b", "A", "bin", "images", &"a".repeat(33)] {
+            assert!(Layout::new(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn nodes_share_no_name_and_no_address() {
+        let [first, second] = Layout::new("elasti").unwrap().nodes();
+        assert_eq!(first.namespace(), "elasti-node1");
+        assert_ne!(first.namespace(), second.namespace());
+        assert_ne!(first.addresses(), second.addresses());
+        assert_ne!(first.pod_ranges(), second.pod_ranges());
+    }
+}

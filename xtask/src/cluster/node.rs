@@ -116,15 +116,19 @@ impl Node {
 
     /// The recorded daemons in order of name, with the process id of those that run.
     pub(super) fn daemons(&self) -> Result<Vec<(String, Option<u32>)>> {
-        let running = self.processes()?;
         let Ok(entries) = fs::read_dir(self.pids()) else { return Ok(Vec::new()) };
         let mut daemons = Vec::new();
         for entry in entries {
             let component = entry?.file_name().to_string_lossy().into_owned();
-            let pid = self.recorded(&component).filter(|pid| running.contains(pid));
+            let pid = self.recorded(&component);
             daemons.push((component, pid));
         }
         daemons.sort();
+        // Read after the records: another thread may have started and recorded one meanwhile.
+        let running = self.processes()?;
+        for (_, pid) in &mut daemons {
+            *pid = pid.filter(|pid| running.contains(pid));
+        }
         Ok(daemons)
     }
 
@@ -149,7 +153,10 @@ impl Node {
 
     fn record(&self, component: &str, pid: u32) -> Result<()> {
         fs::create_dir_all(self.pids())?;
-        fs::write(self.pids().join(component), pid.to_string())?;
+        // Moved into place, so that another thread reads all of it or nothing.
+        let written = self.dir().join(format!("{component}.pid"));
+        fs::write(&written, pid.to_string())?;
+        fs::rename(written, self.pids().join(component))?;
         Ok(())
     }
 

@@ -1,6 +1,8 @@
 //! What makes a node take pods: containerd with CNI, kubelet and kube-proxy.
 
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,12 +14,32 @@ use super::images;
 use super::layout::{DNS_SERVICE_IP, Node, POD_RANGES};
 use super::progress::wait_until;
 
+/// Where Debian has the CNI plugins.
+const CNI_PLUGINS: &str = "/usr/lib/cni";
+/// The `ptp` plugin for pods whose IPv6 addresses work at once.
+///
+/// Duplicate address detection would add one to two seconds to the start of each pod, and a new network namespace takes
+/// the kernel's defaults rather than its parent's (`devconf_inherit_init_net` in the kernel's sysctl/net).
+const PTP_WITHOUT_DAD: &str = r#"#!/bin/sh
+set -e
+if [ "$CNI_COMMAND" = ADD ]; then
+    nsenter --net="$CNI_NETNS" sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0
+fi
+exec /usr/lib/cni/ptp
+"#;
+
 /// Starts containerd and waits until it answers.
 pub(super) fn start_containerd(node: &Node) -> Result<()> {
     const LIMIT: Duration = Duration::from_secs(30);
     let dir = node.dir();
-    fs::create_dir_all(dir.join("cni"))?;
+    fs::create_dir_all(dir.join("cni/bin"))?;
     fs::write(dir.join("cni/10-elasti.conflist"), cni(node))?;
+    let plugin = dir.join("cni/bin/ptp-without-dad");
+    fs::write(&plugin, PTP_WITHOUT_DAD)?;
+    fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755))?;
+    for plugin in ["host-local", "loopback", "portmap"] {
+        symlink(Path::new(CNI_PLUGINS).join(plugin), dir.join("cni/bin").join(plugin))?;
+    }
     let config = dir.join("containerd.toml");
     fs::write(&config, containerd(node))?;
     node.start("containerd", "containerd", &[format!("--config={}", config.display())])?;
@@ -63,11 +85,11 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 sandbox_image = "{}"
 restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "/usr/lib/cni"
-conf_dir = "{}"
+bin_dir = "{cni}/bin"
+conf_dir = "{cni}"
 "#,
         images::PAUSE,
-        node.dir().join("cni").display(),
+        cni = node.dir().join("cni").display(),
     )
 }
 
@@ -81,7 +103,7 @@ fn cni(node: &Node) -> String {
   "name": "{}",
   "plugins": [
     {{
-      "type": "ptp",
+      "type": "ptp-without-dad",
       "ipMasq": false,
       "ipam": {{
         "type": "host-local",
@@ -149,7 +171,7 @@ nftables: {{minSyncPeriod: 10ms}}
 }
 
 /// Puts the images of a docker archive into a node's containerd.
-pub(super) fn load_image(node: &Node, archive: &std::path::Path) -> Result<()> {
+pub(super) fn load_image(node: &Node, archive: &Path) -> Result<()> {
     // Through standard input, because the node's mounts may hide the archive.
     let output = ctr(node)?.args(["images", "import", "-"]).stdin(fs::File::open(archive)?).output()?;
     if !output.status.success() {

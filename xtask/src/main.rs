@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod cluster;
+mod crd;
 mod ebpf;
 mod image;
 mod process;
@@ -22,6 +23,8 @@ struct Cli {
 enum Command {
     /// Build the eBPF object that the resolver embeds
     BuildEbpf(ebpf::Args),
+    /// Generate the `CustomResourceDefinition` in config/ from the Rust types
+    Crd(crd::Args),
     /// Build the container images as OCI archives
     Image(image::Args),
     /// Run a real two-node Kubernetes on this machine
@@ -31,6 +34,7 @@ enum Command {
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::BuildEbpf(args) => ebpf::run(&args),
+        Command::Crd(args) => crd::run(&args),
         Command::Image(args) => image::run(&args),
         Command::Cluster(args) => cluster::run(&args),
     }

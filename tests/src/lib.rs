@@ -7,4 +7,5 @@
     reason = "a harness fails loudly"
 )]
 
+pub mod cluster;
 pub mod netns;

@@ -121,6 +121,11 @@ impl Cluster {
         Ok(self.node(node)?.namespace())
     }
 
+    /// Where kubectl is.
+    pub(crate) fn kubectl_path() -> PathBuf {
+        binaries::path("kubectl")
+    }
+
     /// kubectl as administrator.
     pub(crate) fn kubectl(&self) -> Result<Command> {
         if !self.kubeconfig().exists() {

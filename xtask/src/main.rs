@@ -9,7 +9,9 @@ mod cluster;
 mod crd;
 mod ebpf;
 mod image;
+mod install;
 mod process;
+mod test;
 
 /// The project's own commands.
 #[derive(Parser)]
@@ -27,6 +29,8 @@ enum Command {
     Crd(crd::Args),
     /// Build the container images as OCI archives
     Image(image::Args),
+    /// Run all tests, or those of one level
+    Test(test::Args),
     /// Run a real two-node Kubernetes on this machine
     Cluster(cluster::Args),
 }
@@ -36,6 +40,7 @@ fn main() -> Result<()> {
         Command::BuildEbpf(args) => ebpf::run(&args),
         Command::Crd(args) => crd::run(&args),
         Command::Image(args) => image::run(&args),
+        Command::Test(args) => test::run(&args),
         Command::Cluster(args) => cluster::run(&args),
     }
 }

@@ -1,0 +1,188 @@
+//! `cargo xtask test`: all tests, from those that need a compiler only to those that need a whole cluster.
+//!
+//! Each level sets up what it needs and fails, rather than skips, where that cannot be had.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cluster::{Cluster, Options, ProxyMode};
+use crate::{install, process};
+
+/// What must be seen working on the whole cluster, by its number: a test that is missing or ignored fails the run.
+const REQUIRED: [&str; 13] = [
+    "test_1_http_wakes_from_pods_hosts_and_node_ports",
+    "test_1_redis_wakes_from_pods_hosts_and_node_ports",
+    "test_1_a_server_that_speaks_first_wakes",
+    "test_2_both_ports_of_a_service_wake_it",
+    "test_3_ebpf_alone_wakes_and_the_client_sees_the_address_it_dialled",
+    "test_3_the_slices_alone_wake",
+    "test_4_namesakes_in_two_namespaces_wake_at_the_same_instant",
+    "test_5_two_hundred_connections_at_once_are_answered_by_the_first_ready_pod",
+    "test_6_a_target_that_is_deleted_holds_its_clients_until_the_hold_time_ends",
+    "test_6_a_target_that_never_becomes_ready_holds_its_clients_until_the_hold_time_ends",
+    "test_6_a_target_whose_image_cannot_be_pulled_holds_its_clients_until_the_hold_time_ends",
+    "test_7_a_warm_service_passes_no_resolver",
+    "a_target_that_was_at_zero_before_its_elasti_service_is_intercepted",
+];
+
+/// Tests of the cluster that run side by side: they mostly wait, but pods start on the same few cores.
+const CLUSTER_THREADS: &str = "3";
+
+/// Options of `test`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Run one level only
+    #[arg(long, value_enum)]
+    only: Option<Level>,
+    /// Leave the clusters up for a look; `cargo xtask cluster --name NAME down` removes them
+    #[arg(long)]
+    keep: bool,
+    /// Run only tests whose name contains this
+    filter: Option<String>,
+}
+
+/// What tests need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Level {
+    /// A compiler
+    Unit,
+    /// Network namespaces, cgroups and the real eBPF object
+    Netns,
+    /// A real API server
+    Api,
+    /// A whole cluster
+    Cluster,
+}
+
+/// Runs the tests.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    for level in [Level::Unit, Level::Netns, Level::Api, Level::Cluster] {
+        if args.only.is_none_or(|only| only == level) {
+            eprintln!("== tests: {}", format!("{level:?}").to_lowercase());
+            match level {
+                Level::Unit => unit(args)?,
+                Level::Netns => netns(args)?,
+                Level::Api => api(args)?,
+                Level::Cluster => cluster(args)?,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn unit(args: &Args) -> Result<()> {
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--locked"]);
+    process::run(command.args(&args.filter))
+}
+
+fn netns(args: &Args) -> Result<()> {
+    for test in build("netns")? {
+        process::run(Command::new(test).args(&args.filter))?;
+    }
+    Ok(())
+}
+
+fn api(args: &Args) -> Result<()> {
+    let tests = build("api")?;
+    let options = Options { name: "elasti-api".to_owned(), kube_proxy: ProxyMode::default(), api_server_only: true };
+    with_cluster(args, &options, |cluster| {
+        for test in tests {
+            let mut command = cluster.command_in_node(1, test)?;
+            process::run(command.args(&args.filter).env("KUBECONFIG", cluster.kubeconfig()))?;
+        }
+        Ok(())
+    })
+}
+
+fn cluster(args: &Args) -> Result<()> {
+    let tests = build("cluster")?;
+    let options = Options { name: "elasti-test".to_owned(), kube_proxy: ProxyMode::default(), api_server_only: false };
+    with_cluster(args, &options, |cluster| {
+        install::install(cluster)?;
+        let mut passed = Vec::new();
+        for test in &tests {
+            let mut command = cluster.command_in_node(1, test)?;
+            command.args(&args.filter).args(["--test-threads", CLUSTER_THREADS]);
+            command.env("KUBECONFIG", cluster.kubeconfig()).env("ELASTI_KUBECTL", Cluster::kubectl_path());
+            passed.extend(passed_tests(&mut command)?);
+        }
+        let missing: Vec<_> = REQUIRED.iter().filter(|name| !passed.iter().any(|passed| passed == *name)).collect();
+        if args.filter.is_none() && !missing.is_empty() {
+            bail!("these tests must run and pass, and did not: {missing:?}");
+        }
+        Ok(())
+    })
+}
+
+/// Starts a cluster, uses it, and takes it down unless it is to be kept. Afresh, whatever an earlier run has left.
+fn with_cluster(args: &Args, options: &Options, body: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
+    if !args.keep {
+        Cluster::open(&options.name)?.down()?;
+    }
+    let cluster = Cluster::up(options)?;
+    let result = body(&cluster);
+    if !args.keep {
+        cluster.down()?;
+    }
+    result
+}
+
+/// Builds the tests of a level and the programs that they use; returns the tests.
+fn build(level: &str) -> Result<Vec<PathBuf>> {
+    let mut command = cargo();
+    command.args(["test", "--locked", "--package", "elasti-tests", "--features", level, "--no-run"]);
+    command.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
+    let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?} failed: {}", output.status);
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut tests: Vec<PathBuf> = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| {
+            let name = message["target"]["name"].as_str().unwrap_or_default();
+            message["target"]["kind"][0] == "test" && name.starts_with(level)
+        })
+        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .collect();
+    tests.sort();
+    if tests.is_empty() {
+        bail!("there are no tests of the level {level}");
+    }
+    Ok(tests)
+}
+
+/// Runs a test program, shows what it prints, and returns the names of the tests that passed.
+fn passed_tests(command: &mut Command) -> Result<Vec<String>> {
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {command:?}"))?;
+    let stdout = child.stdout.take().context("the output is piped")?;
+    let mut passed = Vec::new();
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        print(&line);
+        if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... ok")) {
+            passed.push(name.to_owned());
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("{command:?} failed: {status}");
+    }
+    Ok(passed)
+}
+
+#[expect(clippy::print_stdout, reason = "the tests' own output")]
+fn print(line: &str) {
+    println!("{line}");
+}
+
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    command
+}

@@ -69,7 +69,10 @@ pub(crate) fn targets() -> Result<PathBuf> {
         ["etc/nginx/sites-enabled", "proc", "root", "run", "sys", "var/log/nginx", "var/lib/nginx", "usr/local/bin"];
     const UNUSED: [&str; 4] = ["usr/share/doc", "usr/share/locale", "usr/share/man", "usr/share/perl"];
     cached(TARGETS, &format!("{PACKAGES} {FILES:?} {LINKS:?} {DIRECTORIES:?} {UNUSED:?}"), |root| {
-        tools::install(&[("mmdebstrap", "mmdebstrap"), ("openssl", "openssl")])?;
+        tools::install(&[
+            ("mmdebstrap", "mmdebstrap"),
+            ("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
+        ])?;
         process::run(
             Command::new("mmdebstrap")
                 .args(["--variant=extract", "--quiet"])

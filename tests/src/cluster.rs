@@ -230,7 +230,7 @@ impl Target {
 
     /// Redis.
     pub fn redis(name: &str) -> Self {
-        Self::new(name, &["redis-server", "--protected-mode", "no", "--save", ""], &[6379])
+        Self::new(name, &["redis-server", "--protected-mode", "no", "--bind", "*", "-::*", "--save", ""], &[6379])
     }
 
     /// A server that speaks first.

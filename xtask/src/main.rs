@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 mod cluster;
 mod crd;
+mod demo;
 mod ebpf;
 mod image;
 mod install;
@@ -29,6 +30,8 @@ enum Command {
     Crd(crd::Args),
     /// Build the container images as OCI archives
     Image(image::Args),
+    /// Show Elasti at work: a Service sleeps and wakes on a real Kubernetes
+    Demo(demo::Args),
     /// Run all tests, or those of one level
     Test(test::Args),
     /// Run a real two-node Kubernetes on this machine
@@ -40,6 +43,7 @@ fn main() -> Result<()> {
         Command::BuildEbpf(args) => ebpf::run(&args),
         Command::Crd(args) => crd::run(&args),
         Command::Image(args) => image::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Cluster(args) => cluster::run(&args),
     }

@@ -50,7 +50,7 @@ impl fmt::Debug for Certificate {
 }
 
 impl Certificate {
-    fn renew(&self, leaf: Leaf) {
+    pub(crate) fn renew(&self, leaf: Leaf) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(leaf);
     }
 
@@ -127,7 +127,7 @@ impl Keeper {
                 }
                 let interval = if self.certificate.exists() { INTERVAL } else { RETRY };
                 // Renewals of the Lease are no reason to look; having become its holder is.
-                let led = leadership.wait_for(|state| state.leader && !leader);
+                let led = async { leadership.wait_for(|state| state.leader && !leader).await.map(|_| ()) };
                 if let Ok(Err(_)) = tokio::time::timeout(interval, led).await {
                     tokio::time::sleep(interval).await;
                 }

@@ -22,9 +22,6 @@ pub struct Arguments {
     /// Name of this pod, unique among the replicas.
     #[arg(long, default_value = "")]
     pod_name: String,
-    /// Service in front of the notify endpoint. Only logged: clients of KubeElasti's address know it.
-    #[arg(long, default_value = names::OPERATOR_SERVICE)]
-    operator_service_name: String,
     /// Port for notifications and metrics.
     #[arg(long, default_value_t = names::OPERATOR_PORT.to_string())]
     operator_port: String,
@@ -72,7 +69,7 @@ pub struct Arguments {
     /// Log lines: text or json.
     #[arg(long, default_value = "text")]
     log_format: String,
-    /// What is logged: a level, or directives such as elasti_operator=debug,info.
+    /// What is logged: a level, or directives such as `elasti_operator=debug,info`.
     #[arg(long, default_value = "info")]
     log_level: String,
 }
@@ -94,8 +91,6 @@ pub struct Config {
     pub namespace: String,
     /// Name of this pod.
     pub pod_name: String,
-    /// Service in front of the notify endpoint.
-    pub service_name: String,
     /// Port for notifications and metrics; 0 for any.
     pub port: u16,
     /// Port for probes; 0 for any.
@@ -143,7 +138,6 @@ impl Config {
         let config = Self {
             allowed_service_accounts: accounts(arguments, resolver_namespace, &mut faults),
             pod_name: faults.required("--pod-name", &arguments.pod_name),
-            service_name: faults.required("--operator-service-name", &arguments.operator_service_name),
             port: faults.parse("--operator-port", &arguments.operator_port).unwrap_or_default(),
             health_port: faults.parse("--health-port", &arguments.health_port).unwrap_or_default(),
             stream_port: faults.parse("--stream-port", &arguments.stream_port).unwrap_or_default(),

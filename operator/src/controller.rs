@@ -102,10 +102,27 @@ impl Controller {
         let _first = self.work.set(work);
     }
 
-    /// The caches are complete: from now on ElastiServices are looked at.
+    /// The caches are complete: resolvers may be told, and from now on ElastiServices are looked at.
     pub fn start(&self) {
+        for key in self.parts.caches.elastis() {
+            if let Some(snapshot) = self.parts.caches.snapshot(&key) {
+                let uid = snapshot.elasti.metadata.uid.clone().unwrap_or_default();
+                let (decided, _) = self.decide(&snapshot, &uid);
+                self.tell(&uid, decided.publish);
+            }
+        }
+        // Only now: a snapshot that lacks an ElastiService would make resolvers forget it.
+        self.parts.publication.set_synced();
         self.complete.send_replace(true);
         self.look_at_all();
+    }
+
+    fn tell(&self, uid: &str, publish: Publish) {
+        match publish {
+            Publish::State(state) => self.parts.publication.publish(*state),
+            Publish::Remove => self.parts.publication.remove(uid),
+            Publish::Keep => {}
+        }
     }
 
     /// Has every ElastiService looked at.
@@ -169,11 +186,7 @@ impl Round for Controller {
         let uid = snapshot.elasti.metadata.uid.clone().unwrap_or_default();
         let timer = self.parts.metrics.reconcile_timer();
         let (decided, under) = self.decide(&snapshot, &uid);
-        match decided.publish {
-            Publish::State(state) => self.parts.publication.publish(*state),
-            Publish::Remove => self.parts.publication.remove(&uid),
-            Publish::Keep => {}
-        }
+        self.tell(&uid, decided.publish);
         self.parts.metrics.mode(&key, snapshot.elasti.status.as_ref().and_then(|status| status.mode));
         for action in decided.actions {
             match self.apply(&key, &snapshot, &under, action).await {

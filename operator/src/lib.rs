@@ -3,6 +3,7 @@
 //! Reading order: [`observed`] (what is known of one ElastiService), [`plan`] (what is decided from it), then what
 //! surrounds the decision: [`caches`], [`controller`] and [`work`].
 
+pub mod app;
 pub mod caches;
 pub mod certificates;
 pub mod conditions;

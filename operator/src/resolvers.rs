@@ -167,12 +167,20 @@ impl Connection {
 
     /// The resolver has said what it has made of a state.
     pub fn acknowledged(&self, uid: &str, ack: Ack) -> Result<(), TooManyServices> {
-        self.said(uid, |said| (said.ack.as_ref() != Some(&ack)).then(|| said.ack = Some(ack)).is_some())
+        self.said(uid, |said| {
+            let changed = said.ack.as_ref() != Some(&ack);
+            said.ack = Some(ack);
+            changed
+        })
     }
 
     /// The resolver has said what traffic there is.
     pub fn traffic(&self, uid: &str, traffic: Traffic) -> Result<(), TooManyServices> {
-        self.said(uid, |said| std::mem::replace(&mut said.traffic, traffic.clone()) != traffic)
+        self.said(uid, |said| {
+            let changed = said.traffic != traffic;
+            said.traffic = traffic;
+            changed
+        })
     }
 
     /// The resolver is about to stop.

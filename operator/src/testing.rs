@@ -2,15 +2,19 @@
 
 use std::convert::Infallible;
 
-use http_body_util::BodyExt;
+use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
 use kube::Client;
 use kube::client::Body;
 use serde::Serialize;
 
+pub(crate) type Answer = http::Response<BoxBody<Bytes, Infallible>>;
+
 /// A client whose requests `answer` answers.
 pub(crate) fn client<A>(answer: A) -> Client
 where
-    A: Fn(http::request::Parts, Vec<u8>) -> http::Response<Body> + Clone + Send + Sync + 'static,
+    A: Fn(http::request::Parts, Vec<u8>) -> Answer + Clone + Send + Sync + 'static,
 {
     let service = tower::service_fn(move |request: http::Request<Body>| {
         let answer = answer.clone();
@@ -23,15 +27,20 @@ where
     Client::new(service, "default")
 }
 
-/// An object, or for a status other than 200 an API error with this reason.
-pub(crate) fn answer(status: u16, object: impl Serialize) -> http::Response<Body> {
+/// An object, or for a status of failure an API error with this reason.
+pub(crate) fn answer(status: u16, object: impl Serialize) -> Answer {
     let mut object = serde_json::to_value(object).unwrap();
-    if status != 200 {
+    if status >= 400 {
         object = serde_json::json!({
             "kind": "Status", "apiVersion": "v1", "status": "Failure",
             "reason": object, "code": status, "message": object,
         });
     }
-    let body = Body::from(serde_json::to_vec(&object).unwrap());
+    let body = Full::from(serde_json::to_vec(&object).unwrap()).boxed();
     http::Response::builder().status(status).body(body).unwrap()
+}
+
+/// A watch in which nothing happens.
+pub(crate) fn silence() -> Answer {
+    http::Response::new(StreamBody::new(futures::stream::pending()).boxed())
 }

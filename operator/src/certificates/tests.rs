@@ -2,14 +2,13 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 
 use elasti_api::names::CA_KEY;
-use kube::client::Body;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use serde_json::Value;
 
 use super::*;
-use crate::testing::{answer, client};
+use crate::testing::{Answer, answer, client};
 
 const HOST: &str = "elasti-operator-stream.elasti.svc";
 
@@ -24,7 +23,7 @@ impl Objects {
         Keeper::new(client, "elasti", names("elasti-operator-stream", "elasti", "cluster.local"))
     }
 
-    fn answer(&self, request: &http::request::Parts, body: &[u8]) -> http::Response<Body> {
+    fn answer(&self, request: &http::request::Parts, body: &[u8]) -> Answer {
         let mut objects = self.0.lock().unwrap();
         let path = request.uri.path().to_owned();
         if request.method == http::Method::GET {

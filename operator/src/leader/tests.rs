@@ -1,9 +1,7 @@
 use std::sync::{Arc, Mutex};
 
-use kube::client::Body;
-
 use super::*;
-use crate::testing::{answer, client};
+use crate::testing::{Answer, answer, client};
 
 const ME: &str = "me";
 
@@ -47,7 +45,7 @@ impl Store {
         client(move |request, body| store.answer(&request, &body))
     }
 
-    fn answer(&self, request: &http::request::Parts, body: &[u8]) -> http::Response<Body> {
+    fn answer(&self, request: &http::request::Parts, body: &[u8]) -> Answer {
         let mut stored = self.0.lock().unwrap();
         let version = |lease: &Lease| lease.metadata.resource_version.clone();
         match request.method.as_str() {

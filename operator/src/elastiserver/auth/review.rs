@@ -36,7 +36,7 @@ impl TokenReviewer for ApiServer {
             let review = TokenReview { spec, ..TokenReview::default() };
             let params = PostParams::default();
             match tokio::time::timeout(TIMEOUT, api.create(&params, &review)).await {
-                Ok(Ok(answer)) => Ok(judge(answer.status.unwrap_or_default())),
+                Ok(Ok(answer)) => Ok(judge(&answer.status.unwrap_or_default())),
                 Ok(Err(error)) => Err(error.to_string()),
                 Err(_) => Err(format!("the API server has not answered within {} s", TIMEOUT.as_secs())),
             }
@@ -45,12 +45,14 @@ impl TokenReviewer for ApiServer {
     }
 }
 
-fn judge(status: TokenReviewStatus) -> Review {
+fn judge(status: &TokenReviewStatus) -> Review {
     // A server that does not know audiences leaves them out, and has not checked ours.
     let ours = status.audiences.iter().flatten().any(|audience| audience == TOKEN_AUDIENCE);
-    let Some(user) = status.user.filter(|_| ours && status.authenticated == Some(true)) else { return Review::Refused };
-    let pod = user.extra.and_then(|mut extra| extra.remove(POD_NAME)?.into_iter().next());
-    Review::Genuine(Caller { user: user.username.unwrap_or_default(), pod })
+    let Some(user) = status.user.as_ref().filter(|_| ours && status.authenticated == Some(true)) else {
+        return Review::Refused;
+    };
+    let pod = user.extra.as_ref().and_then(|extra| extra.get(POD_NAME)?.first().cloned());
+    Review::Genuine(Caller { user: user.username.clone().unwrap_or_default(), pod })
 }
 
 #[cfg(test)]
@@ -70,7 +72,7 @@ mod tests {
         ApiServer::new(api).review("t".into()).await
     }
 
-    fn status(status: serde_json::Value) -> serde_json::Value {
+    fn status(status: &serde_json::Value) -> serde_json::Value {
         json!({"kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1", "spec": {}, "status": status})
     }
 
@@ -79,16 +81,16 @@ mod tests {
         let user = json!({"username": "system:serviceaccount:n:r", "extra": {POD_NAME: ["r-1"]}});
         let genuine = json!({"authenticated": true, "audiences": ["elasti-operator"], "user": user});
         let caller = Caller { user: "system:serviceaccount:n:r".into(), pod: Some("r-1".into()) };
-        assert_eq!(review(201, status(genuine)).await, Ok(Review::Genuine(caller)));
+        assert_eq!(review(201, status(&genuine)).await, Ok(Review::Genuine(caller)));
     }
 
     #[tokio::test]
     async fn what_is_not_for_our_audience_is_refused() {
-        assert_eq!(review(201, status(json!({"authenticated": false}))).await, Ok(Review::Refused));
+        assert_eq!(review(201, status(&json!({"authenticated": false}))).await, Ok(Review::Refused));
         let other = json!({"authenticated": true, "audiences": ["other"], "user": {"username": "u"}});
-        assert_eq!(review(201, status(other)).await, Ok(Review::Refused));
+        assert_eq!(review(201, status(&other)).await, Ok(Review::Refused));
         let unaware = json!({"authenticated": true, "user": {"username": "u"}});
-        assert_eq!(review(201, status(unaware)).await, Ok(Review::Refused));
+        assert_eq!(review(201, status(&unaware)).await, Ok(Review::Refused));
     }
 
     #[tokio::test]

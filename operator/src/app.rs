@@ -1,0 +1,242 @@
+//! The wiring: from a configuration to a running operator, for the program and for tests alike.
+//!
+//! Order at the start: ports are bound; watches, Lease and certificate begin; once every cache has its first list,
+//! ElastiServices are looked at and streams begin. Order at the end: nothing new is begun, what is in progress ends, the
+//! Lease is given back, then the servers end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use elasti_runtime::admin::{Readiness, Routes};
+use elasti_runtime::http::Server;
+use elasti_runtime::shutdown;
+use elasti_runtime::telemetry::Levels;
+use kube::Client;
+use prometheus::Registry;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::caches::Caches;
+use crate::caches::watch::Watches;
+use crate::certificates::{self, Keeper};
+use crate::config::Config;
+use crate::controller::{Controller, Parts};
+use crate::elastiserver::auth::{ApiServer, Authenticator};
+use crate::elastiserver::notify::Notify;
+use crate::elastiserver::stream::{StreamServer, Streams};
+use crate::idleness::{Defaults, Triggers};
+use crate::leader::Election;
+use crate::metrics::Metrics;
+use crate::plan::Settings;
+use crate::publication::Publication;
+use crate::resolvers::{Change, Resolvers};
+use crate::work::Work;
+
+mod start;
+
+/// What must be done before the operator is ready.
+const CACHES: &str = "caches";
+const CERTIFICATE: &str = "certificate of the resolver stream";
+
+/// Rounds in progress at the end get as long as one request may take, and a little.
+const WORK_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// Then the Lease is given back and the servers end: one request, and what is in flight.
+const END_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// An operator that is wired up and not running yet.
+pub struct Bound {
+    /// Where notifications and metrics are.
+    pub notify: SocketAddr,
+    /// Where probes are.
+    pub health: SocketAddr,
+    /// Where resolvers connect.
+    pub stream: SocketAddr,
+    servers: Servers,
+    client: Client,
+    controller: Arc<Controller>,
+    caches: Arc<Caches>,
+    resolvers: Resolvers,
+    publication: Arc<Publication>,
+    election: Election,
+    keeper: Keeper,
+    readiness: Readiness,
+    metrics: Metrics,
+    work: TaskTracker,
+}
+
+struct Servers {
+    notify: Server,
+    notifications: Notify,
+    health: Server,
+    routes: Routes,
+    stream: StreamServer,
+    streams: Streams,
+}
+
+/// A client for the cluster that this process runs in, or that of the kubeconfig. It repeats no request by itself: a
+/// scale-down that comes late is wrong.
+pub async fn client() -> anyhow::Result<Client> {
+    let mut config = kube::Config::infer().await.context("neither in a cluster nor is there a kubeconfig")?;
+    config.default_retry = false;
+    Ok(Client::try_from(config)?)
+}
+
+/// Wires an operator up. Fails when a port is taken.
+pub async fn build(config: Config, client: Client, levels: Levels) -> anyhow::Result<Bound> {
+    let registry = Registry::new();
+    let metrics = Metrics::new(&registry)?;
+    let readiness = Readiness::default();
+    readiness.block(CACHES);
+    readiness.block(CERTIFICATE);
+    let (caches, resolvers, work) = (Arc::<Caches>::default(), Resolvers::new(), TaskTracker::new());
+    let publication = Arc::new(Publication::new(config.pod_name.clone()));
+    let election = Election::new(client.clone(), &config.namespace, &config.lease_name, &config.pod_name);
+    let names = certificates::names(&config.stream_service_name, &config.namespace, &config.cluster_domain);
+    let keeper = Keeper::new(client.clone(), &config.namespace, names);
+    let controller = Controller::new(Parts {
+        client: client.clone(),
+        caches: caches.clone(),
+        resolvers: resolvers.clone(),
+        publication: publication.clone(),
+        leadership: election.state(),
+        triggers: Triggers::new(Defaults {
+            server_address: config.prometheus_server_address,
+            authorization: Some(config.prometheus_authorization.0).filter(|header| !header.is_empty()),
+        }),
+        settings: Settings {
+            kube_proxy_sync: config.kube_proxy_sync,
+            polling_interval: config.polling_interval,
+            max_slice_endpoints: config.max_slice_endpoints,
+        },
+        metrics: Arc::new(metrics.clone()),
+        tasks: work.clone(),
+    });
+
+    let reviewer = Arc::new(ApiServer::new(client.clone()));
+    let authenticator = Authenticator::new(reviewer, &config.allowed_service_accounts, metrics.clone());
+    let routes = Routes::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"), registry, readiness.clone(), levels)?;
+    let notify_authenticator = (!config.notify_without_token).then(|| authenticator.clone());
+    let servers = Servers {
+        notify: Server::bind_any(config.port).await.context("notify server")?,
+        notifications: Notify::new(controller.clone(), notify_authenticator, routes.clone(), metrics.clone()),
+        health: Server::bind_any(config.health_port).await.context("health server")?,
+        routes,
+        stream: StreamServer::bind(config.stream_port, Arc::new(keeper.certificate())).await?,
+        streams: Streams {
+            authenticator,
+            resolvers: resolvers.clone(),
+            publication: publication.clone(),
+            metrics: metrics.clone(),
+            tasks: TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+        },
+    };
+    Ok(Bound {
+        notify: servers.notify.address(),
+        health: servers.health.address(),
+        stream: servers.stream.address(),
+        servers,
+        client,
+        controller,
+        caches,
+        resolvers,
+        publication,
+        election,
+        keeper,
+        readiness,
+        metrics,
+        work,
+    })
+}
+
+impl Bound {
+    /// Runs until `shutdown`, and then as long as it takes to end in order: some seconds.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let (lease_end, server_end, lease, servers) =
+            (CancellationToken::new(), self.servers.streams.shutdown.clone(), TaskTracker::new(), TaskTracker::new());
+        let leadership = self.election.state();
+        let ready = self.keeper.ready();
+        lease.spawn(self.election.run(lease_end.clone()));
+        servers.spawn(self.keeper.run(leadership.clone(), server_end.clone()));
+        let stream_tasks = self.servers.streams.tasks.clone();
+        self.servers.spawn(&servers, &server_end);
+
+        self.controller.attach(Work::new(self.controller.clone(), self.work.clone(), shutdown.clone()));
+        let watches = Watches::new(self.client.clone(), self.caches.clone(), self.controller.clone());
+        let background = async {
+            tokio::join!(
+                start::watch(watches, self.client, &self.caches, || {
+                    self.controller.start();
+                    self.readiness.done(CACHES);
+                }),
+                start::certificate(ready, || self.readiness.done(CERTIFICATE)),
+                follow_leadership(leadership, &self.publication, &self.metrics, &self.controller),
+                follow_resolvers(&self.resolvers, &self.controller),
+            )
+        };
+        shutdown.run_until_cancelled(Box::pin(background)).await;
+
+        self.readiness.block("nothing: the operator is shutting down");
+        let left = shutdown::drain(&self.work, WORK_TIMEOUT).await;
+        if left > 0 {
+            tracing::warn!(left, "rounds are still in progress");
+        }
+        lease_end.cancel();
+        shutdown::drain(&lease, END_TIMEOUT).await;
+        server_end.cancel();
+        shutdown::drain(&servers, END_TIMEOUT).await;
+        shutdown::drain(&stream_tasks, END_TIMEOUT).await;
+    }
+}
+
+impl Servers {
+    fn spawn(self, tasks: &TaskTracker, end: &CancellationToken) {
+        let (notifications, routes) = (self.notifications, self.routes);
+        let notified = move |request| {
+            let notifications = notifications.clone();
+            async move { notifications.answer(request).await }
+        };
+        tasks.spawn(self.notify.serve(notified, end.clone()));
+        tasks.spawn(self.health.serve(move |request| std::future::ready(routes.answer(&request)), end.clone()));
+        tasks.spawn(self.stream.serve(self.streams));
+    }
+}
+
+/// Tells resolvers and metrics who leads, and has everything looked at when that changes.
+async fn follow_leadership(
+    mut leadership: tokio::sync::watch::Receiver<crate::leader::LeaderState>,
+    publication: &Publication,
+    metrics: &Metrics,
+    controller: &Controller,
+) {
+    let mut told = None;
+    loop {
+        let state = *leadership.borrow_and_update();
+        // Renewals are no news.
+        if told.replace((state.leader, state.epoch)) != Some((state.leader, state.epoch)) {
+            publication.set_leader(state.leader, state.epoch);
+            metrics.leader.set(state.leader.into());
+            controller.look_at_all();
+        }
+        if leadership.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Has looked at what resolvers speak of.
+async fn follow_resolvers(resolvers: &Resolvers, controller: &Controller) {
+    let mut changes = resolvers.changes();
+    loop {
+        match changes.next().await {
+            Change::Members => controller.look_at_all(),
+            Change::Service(uid) => controller.look_at(&uid),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,71 @@
+//! What runs from the start on: the watches, and what waits for their first lists.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use kube::Client;
+use tokio::sync::watch;
+
+use crate::caches::Caches;
+use crate::caches::watch::Watches;
+use crate::target::Kind;
+
+/// How often it is asked whether the cluster serves Argo Rollouts, which may be installed at any time.
+const DISCOVERY_INTERVAL: Duration = Duration::from_secs(30);
+
+/// API group of Argo Rollouts.
+const ROLLOUTS: &str = "argoproj.io";
+
+/// Watches everything for ever; calls `complete` once each watch has its first list.
+pub(super) async fn watch(watches: Arc<Watches>, client: Client, caches: &Caches, complete: impl FnOnce()) {
+    let lists: [watch::Sender<bool>; 6] = std::array::from_fn(|_| watch::Sender::new(false));
+    let waiting = join_all(lists.each_ref().map(|list| {
+        let mut list = list.subscribe();
+        async move {
+            // Fails only when the watch has ended, which it does not.
+            drop(list.wait_for(|complete| *complete).await);
+        }
+    }));
+    let [elastis, services, slices, deployments, stateful_sets, rollouts] = lists;
+    let [deployment, stateful_set] = Kind::BUILT_IN;
+    tokio::join!(
+        watches.clone().elasti_services(elastis),
+        watches.clone().services(services),
+        watches.clone().slices(slices),
+        watches.clone().targets(deployment, deployments),
+        watches.clone().targets(stateful_set, stateful_sets),
+        watch_rollouts(watches, client, caches, rollouts),
+        async {
+            waiting.await;
+            complete();
+        },
+    );
+}
+
+/// Watches Rollouts once the cluster serves them; until then it is said that it does not.
+async fn watch_rollouts(watches: Arc<Watches>, client: Client, caches: &Caches, complete: watch::Sender<bool>) {
+    caches.set_kind_unread(Kind::Rollout, Some("Rollouts have not been read yet".to_owned()));
+    loop {
+        match client.list_api_groups().await {
+            Ok(groups) if groups.groups.iter().any(|group| group.name == ROLLOUTS) => break,
+            Ok(_) => {
+                let why =
+                    format!("the cluster serves no {ROLLOUTS}; install Argo Rollouts, or correct spec.scaleTargetRef");
+                caches.set_kind_unread(Kind::Rollout, Some(why));
+                complete.send_replace(true);
+            }
+            Err(error) => tracing::warn!(%error, "cannot ask which APIs the cluster serves; trying again"),
+        }
+        let known = *complete.borrow();
+        tokio::time::sleep(if known { DISCOVERY_INTERVAL } else { Duration::from_secs(1) }).await;
+    }
+    watches.targets(Kind::Rollout, complete).await;
+}
+
+/// Calls `done` once there is a certificate.
+pub(super) async fn certificate(mut ready: watch::Receiver<bool>, done: impl FnOnce()) {
+    if ready.wait_for(|ready| *ready).await.is_ok() {
+        done();
+    }
+}

@@ -1,0 +1,70 @@
+//! What the operator may ask of the Kubernetes API, and which module does.
+//!
+//! `config/rbac` grants exactly this: a test compares the two in both directions. A request that is missing here is refused
+//! in a real cluster; one that nobody makes any more is to be taken out. Server-side apply of an object that may not exist
+//! is `patch` and `create`.
+
+use elasti_api::names::{CA_CONFIG_MAP, GROUP, OPERATOR, TLS_SECRET};
+
+/// Requests of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Permission {
+    /// Only in the operator's own namespace; else in all.
+    pub own_namespace: bool,
+    /// API group; empty for the core group.
+    pub group: &'static str,
+    /// Resource, or `resource/subresource`.
+    pub resource: &'static str,
+    /// The one object; absent: any. RBAC knows no names for `create`.
+    pub object: Option<&'static str>,
+    /// What is done.
+    pub verbs: &'static [&'static str],
+}
+
+const fn any(group: &'static str, resource: &'static str, verbs: &'static [&'static str]) -> Permission {
+    Permission { own_namespace: false, group, resource, object: None, verbs }
+}
+
+const fn own(
+    group: &'static str,
+    resource: &'static str,
+    object: Option<&'static str>,
+    verbs: &'static [&'static str],
+) -> Permission {
+    Permission { own_namespace: true, group, resource, object, verbs }
+}
+
+/// Every request that the operator makes.
+pub const PERMISSIONS: &[Permission] = &[
+    // caches::watch, what decisions are made from; controller::port_book lists once more, uncached, before it allocates.
+    any(GROUP, "elastiservices", &["list", "watch"]),
+    any("", "services", &["list", "watch"]),
+    any("discovery.k8s.io", "endpointslices", &["list", "watch"]),
+    any("apps", "deployments", &["list", "watch"]),
+    any("apps", "statefulsets", &["list", "watch"]),
+    any("argoproj.io", "rollouts", &["list", "watch"]),
+    // controller::apply: finalizer and status.
+    any(GROUP, "elastiservices", &["patch"]),
+    any(GROUP, "elastiservices/status", &["patch"]),
+    // controller::apply: the private Service and the resolvers' slices.
+    any("", "services", &["create", "patch", "delete"]),
+    any("discovery.k8s.io", "endpointslices", &["create", "patch", "delete"]),
+    // target: wake and sleep.
+    any("apps", "deployments/scale", &["get", "patch"]),
+    any("apps", "statefulsets/scale", &["get", "patch"]),
+    any("argoproj.io", "rollouts/scale", &["get", "patch"]),
+    // controller::apply: why a target does not get ready, asked only when it takes long.
+    any("", "pods", &["list"]),
+    // controller: events; a repeated one is patched into a series.
+    any("events.k8s.io", "events", &["create", "patch"]),
+    // elastiserver::auth: the resolvers' tokens.
+    any("authentication.k8s.io", "tokenreviews", &["create"]),
+    // leader.
+    own("coordination.k8s.io", "leases", None, &["create"]),
+    own("coordination.k8s.io", "leases", Some(OPERATOR), &["get", "update"]),
+    // certificates::store: the CAs, and what resolvers get to see of them.
+    own("", "secrets", None, &["create"]),
+    own("", "secrets", Some(TLS_SECRET), &["get", "update"]),
+    own("", "configmaps", None, &["create"]),
+    own("", "configmaps", Some(CA_CONFIG_MAP), &["get", "update"]),
+];

@@ -6,22 +6,28 @@ use std::fmt::{self, Display};
 use std::process::ExitCode;
 use std::str::FromStr;
 
-use clap::{Arg, CommandFactory, FromArgMatches};
+use clap::{Arg, Command, CommandFactory, FromArgMatches};
 
 /// Exit code for a faulty command line, `EX_USAGE` of `sysexits.h`.
 pub const EX_USAGE: u8 = 64;
 
-/// Reads flags of the program; what is not on the command line comes from the environment, where `--some-flag` is
-/// called `ELASTI_SOME_FLAG` unless the flag names another variable. Fields of `A` should be `String`s, for then clap itself finds no fault in a value.
-///
-/// Help, the version and unknown flags have been printed when this fails; end the process with the code it returns.
-pub fn parse<A: CommandFactory + FromArgMatches>(arguments: impl IntoIterator<Item = OsString>) -> Result<A, ExitCode> {
-    let command = A::command().mut_args(|argument: Arg| {
+/// The flags of the program, each with its environment variable: `--some-flag` is `ELASTI_SOME_FLAG` unless the flag
+/// names another one.
+pub fn command<A: CommandFactory>() -> Command {
+    A::command().mut_args(|argument: Arg| {
         let Some(flag) = argument.get_long().filter(|_| argument.get_env().is_none()) else { return argument };
         let variable = format!("ELASTI_{}", flag.to_uppercase().replace('-', "_"));
         argument.env(variable)
-    });
-    command.try_get_matches_from(arguments).and_then(|matches| A::from_arg_matches(&matches)).map_err(|error| {
+    })
+}
+
+/// Reads flags of the program; what is not on the command line comes from the environment. Fields of `A` should be
+/// `String`s, for then clap itself finds no fault in a value.
+///
+/// Help, the version and unknown flags have been printed when this fails; end the process with the code it returns.
+pub fn parse<A: CommandFactory + FromArgMatches>(arguments: impl IntoIterator<Item = OsString>) -> Result<A, ExitCode> {
+    let matches = command::<A>().try_get_matches_from(arguments);
+    matches.and_then(|matches| A::from_arg_matches(&matches)).map_err(|error| {
         // Nobody is left to tell when even stderr is gone.
         drop(error.print());
         if error.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS }

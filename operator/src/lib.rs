@@ -14,6 +14,7 @@ pub mod idleness;
 pub mod leader;
 pub mod metrics;
 pub mod observed;
+pub mod permissions;
 pub mod plan;
 pub mod ports;
 pub mod private_service;

@@ -47,10 +47,10 @@ pub const OPERATOR_STREAM_PORT: u16 = 8014;
 /// Resolver: metrics and probes, as KubeElasti has it.
 pub const RESOLVER_PORT: u16 = 8013;
 
-/// First interception port; below lie the ports of the resolver itself.
+/// First interception port; below lie the resolver's own: its listeners, and what its pod dials from.
 pub const INTERCEPTION_PORT_MIN: u16 = 20_000;
 
-/// Last interception port; above lie the ephemeral ports that the resolver's pod keeps for its own connections.
+/// Last interception port; above lie those that the kernel uses where nobody sets them aside.
 pub const INTERCEPTION_PORT_MAX: u16 = 59_999;
 
 /// Path of KubeElasti's notification: a request has come for a Service at zero.

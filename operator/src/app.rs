@@ -97,6 +97,7 @@ pub async fn build(config: Config, client: Client, levels: Levels) -> anyhow::Re
     let names = certificates::names(&config.stream_service_name, &config.namespace, &config.cluster_domain);
     let keeper = Keeper::new(client.clone(), &config.namespace, names);
     let controller = Controller::new(Parts {
+        replica: config.pod_name,
         client: client.clone(),
         caches: caches.clone(),
         resolvers: resolvers.clone(),

@@ -36,6 +36,8 @@ const REPORTER: &str = "elasti-operator";
 
 /// What the controller works with.
 pub struct Parts {
+    /// Name of this replica's pod.
+    pub replica: String,
     /// Kubernetes. Its client must not repeat requests by itself: a scale-down that comes late is wrong.
     pub client: Client,
     /// The cluster as seen.
@@ -84,7 +86,7 @@ impl Controller {
         let port_book = PortBook::new(parts.client.clone());
         let recorder = Recorder::new(
             parts.client.clone(),
-            Reporter { controller: REPORTER.to_owned(), instance: std::env::var("POD_NAME").ok() },
+            Reporter { controller: REPORTER.to_owned(), instance: Some(parts.replica.clone()) },
         );
         Arc::new(Self {
             parts,
@@ -216,7 +218,8 @@ impl Concern for Controller {
         }
     }
 
-    fn forget(&self, uid: &str) {
+    fn forget(&self, key: &ObjectKey, uid: &str) {
+        self.parts.metrics.forget(key);
         self.parts.publication.remove(uid);
         self.ports.release(uid);
         let mut state = self.state();

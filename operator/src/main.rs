@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use elasti_operator::app;
 use elasti_operator::config::{Arguments, Config};
 use elasti_runtime::telemetry::Levels;
-use elasti_runtime::{config, shutdown, telemetry};
+use elasti_runtime::{config, limits, shutdown, telemetry};
 
 fn main() -> ExitCode {
     let arguments: Arguments = match config::parse(std::env::args_os()) {
@@ -32,6 +32,7 @@ fn main() -> ExitCode {
 async fn run(config: Config) -> anyhow::Result<()> {
     let levels: Levels = telemetry::init(config.log_format, &config.log_level)?;
     tracing::info!(?config, version = env!("CARGO_PKG_VERSION"), "configuration");
+    limits::raise_open_files();
     let shutdown = shutdown::on_signal()?;
     let bound = app::build(config, app::client().await?, levels).await?;
     tracing::info!(notify = %bound.notify, health = %bound.health, stream = %bound.stream, "running");

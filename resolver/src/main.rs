@@ -6,8 +6,7 @@ use elasti_resolver::app::{self, Redirection};
 use elasti_resolver::config::{Arguments, Config};
 use elasti_resolver::redirect::{self, Redirector};
 use elasti_runtime::telemetry::Levels;
-use elasti_runtime::{config, shutdown, telemetry};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use elasti_runtime::{config, limits, shutdown, telemetry};
 
 fn main() -> ExitCode {
     let arguments: Arguments = match config::parse(std::env::args_os()) {
@@ -34,7 +33,7 @@ fn main() -> ExitCode {
 async fn run(config: Config) -> anyhow::Result<()> {
     let levels: Levels = telemetry::init(config.log_format, &config.log_level)?;
     tracing::info!(?config, version = env!("CARGO_PKG_VERSION"), "configuration");
-    raise_open_files();
+    limits::raise_open_files();
     let shutdown = shutdown::on_signal()?;
     let redirection = redirection(&config);
     if let Redirection::Off(reason) = &redirection {
@@ -45,14 +44,6 @@ async fn run(config: Config) -> anyhow::Result<()> {
     bound.run(shutdown).await;
     tracing::info!("ended");
     Ok(())
-}
-
-/// Held connections cost one descriptor each, forwarded ones two: as many as the kernel allows this process.
-fn raise_open_files() {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-        tracing::warn!(?current, ?maximum, %error, "cannot raise the limit of open files");
-    }
 }
 
 fn redirection(config: &Config) -> Redirection {

@@ -1,6 +1,6 @@
 //! Logs: text or JSON lines on stderr, with a level that can be changed while the program runs.
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::str::FromStr;
 
 use tracing_subscriber::layer::SubscriberExt;
@@ -66,7 +66,7 @@ impl Levels {
 pub fn subscriber(format: Format, level: &Level) -> (impl tracing::Subscriber + Send + Sync + use<>, Levels) {
     let (filter, handle) = reload::Layer::new(EnvFilter::new(&level.0));
     let lines = match format {
-        Format::Text => fmt::layer().with_writer(io::stderr).boxed(),
+        Format::Text => fmt::layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).boxed(),
         Format::Json => fmt::layer().json().flatten_event(true).with_writer(io::stderr).boxed(),
     };
     (Registry::default().with(filter).with(lines), Levels(handle))

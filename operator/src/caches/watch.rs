@@ -75,8 +75,8 @@ fn key<K: Resource>(object: &K) -> ObjectKey {
 pub trait Concern: Send + Sync {
     /// These ElastiServices must be looked at.
     fn look(&self, concerned: Concerned);
-    /// The ElastiService with this UID is gone.
-    fn forget(&self, uid: &str);
+    /// The ElastiService with this name and UID is gone.
+    fn forget(&self, key: &ObjectKey, uid: &str);
 }
 
 /// The watches.
@@ -108,7 +108,7 @@ impl Watches {
                 let (concerned, uid) = this.caches.remove_elasti(&key);
                 this.concern.look(concerned);
                 if let Some(uid) = uid {
-                    this.concern.forget(&uid);
+                    this.concern.forget(&key, &uid);
                 }
             }
         })

@@ -158,7 +158,7 @@ impl Sent {
                 error: ack.error.clone(),
             });
         }
-        let urgent = sent_traffic.is_none_or(|sent| sent.held == 0 && traffic.held > 0);
+        let urgent = sent_traffic.is_none_or(|sent| (sent.held == 0) != (traffic.held == 0));
         if urgent || regular && *sent_traffic != Some(traffic) {
             *sent_traffic = Some(traffic);
             let Traffic { held, forwarding, accepted } = traffic;
@@ -196,13 +196,13 @@ mod tests {
     }
 
     #[test]
-    fn the_first_held_connection_cannot_wait_other_traffic_can() {
+    fn the_first_and_the_last_held_connection_cannot_wait_other_traffic_can() {
         let mut sent = Sent::default();
         sent.due("a", Some(&ACK), traffic(0, 0), true);
         assert!(sent.due("a", Some(&ACK), traffic(0, 1), false).is_empty());
         assert_eq!(kinds(&sent.due("a", Some(&ACK), traffic(1, 2), false)), ["traffic"]);
         assert!(sent.due("a", Some(&ACK), traffic(2, 3), false).is_empty());
-        assert_eq!(kinds(&sent.due("a", Some(&ACK), traffic(0, 3), true)), ["traffic"]);
+        assert_eq!(kinds(&sent.due("a", Some(&ACK), traffic(0, 3), false)), ["traffic"]);
     }
 
     #[test]

@@ -200,14 +200,19 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        {
+        let last = {
             let mut waiting = self.0.waiting();
             waiting.held = waiting.held.saturating_sub(1);
             if waiting.held == 0 {
                 waiting.episode = None;
             }
-        }
+            waiting.held == 0
+        };
         self.0.metrics.held.dec();
+        if last {
+            // A target that is scaled to zero right now must not be woken for connections that are held no more.
+            self.0.news.tell();
+        }
     }
 }
 
@@ -235,14 +240,18 @@ mod tests {
     }
 
     #[test]
-    fn streams_learn_at_once_that_connections_are_held_and_once_per_episode() {
+    fn streams_learn_at_once_that_connections_are_held_and_that_none_is_any_more() {
         let (service, mut news) = service();
         let first = service.hold(Instant::now(), 9);
         assert!(news.has_changed().unwrap());
         news.mark_unchanged();
         let second = service.hold(Instant::now(), 9);
         assert!(!news.has_changed().unwrap());
-        drop((first, second));
+        drop(first);
+        assert!(!news.has_changed().unwrap());
+        drop(second);
+        assert!(news.has_changed().unwrap());
+        news.mark_unchanged();
         let _third = service.hold(Instant::now(), 9);
         assert!(news.has_changed().unwrap());
     }

@@ -355,31 +355,23 @@ fn sum(text: &str, name: &str, labels: &str) -> f64 {
 
 /// Bytes that have passed the interfaces of the resolvers' pods, both ways.
 pub fn resolver_interface_bytes() -> u64 {
+    let namespaces = std::env::var("ELASTI_NODES").expect("run this by `cargo xtask test --only cluster`");
+    let namespaces: Vec<&str> = namespaces.split(',').collect();
     resolvers()
         .iter()
         .map(|pod| {
             let ip = pod["status"]["podIP"].as_str().expect("a pod IP");
-            let namespaces = std::fs::read_dir("/run/netns").expect("network namespaces");
-            namespaces
-                .filter_map(|entry| Some(entry.ok()?.path()))
-                .find_map(|path| {
-                    let inside = |program: &str, arguments: &[&str]| {
-                        let output = Command::new("nsenter")
-                            .arg(format!("--net={}", path.display()))
-                            .arg(program)
-                            .args(arguments)
-                            .output();
-                        String::from_utf8_lossy(&output.expect("nsenter starts").stdout).into_owned()
-                    };
-                    if !inside("ip", &["-o", "address", "show", "dev", "eth0"]).contains(&format!(" {ip}/")) {
-                        return None;
-                    }
-                    let statistics: Value =
-                        serde_json::from_str(&inside("ip", &["-s", "-j", "link", "show", "eth0"])).ok()?;
-                    let bytes = |way: &str| statistics[0]["stats64"][way]["bytes"].as_u64();
-                    Some(bytes("rx")? + bytes("tx")?)
-                })
-                .unwrap_or_else(|| panic!("the network namespace of the resolver at {ip} is not to be found"))
+            let node = NODES.iter().position(|name| pod["spec"]["nodeName"] == *name).expect("a node of ours");
+            let ip_command = |arguments: &[&str]| -> Value {
+                let namespace = format!("--net=/run/netns/{}", namespaces[node]);
+                let output = Command::new("nsenter").args([&namespace, "ip", "-j"]).args(arguments).output();
+                serde_json::from_slice(&output.expect("nsenter starts").stdout).expect("ip prints JSON")
+            };
+            let route = ip_command(&["route", "get", ip]);
+            let device = route[0]["dev"].as_str().expect("a route to the pod");
+            let statistics = ip_command(&["-s", "link", "show", "dev", device]);
+            let bytes = |way: &str| statistics[0]["stats64"][way]["bytes"].as_u64().expect("a counter");
+            bytes("rx") + bytes("tx")
         })
         .sum()
 }

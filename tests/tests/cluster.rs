@@ -329,7 +329,7 @@ fn an_idle_target_is_put_to_sleep_by_its_prometheus_trigger() {
     // Answers every query with 1: Prometheus was up, and the value is below the threshold.
     let answer = r#"{"status":"success","data":{"resultType":"vector","result":[{"metric":{},"value":[0,"1"]}]}}"#;
     let stub = format!(
-        "echo 'daemon off; events {{}} http {{ server {{ listen 9090; location / {{ return 200 '\"'\"'{answer}'\"'\"'; }} }} }}' > /tmp/c; exec nginx -c /tmp/c"
+        "echo 'user www-data; daemon off; events {{}} http {{ server {{ listen 9090; location / {{ return 200 '\"'\"'{answer}'\"'\"'; }} }} }}' > /tmp/c; exec nginx -c /tmp/c"
     );
     let mut prometheus = Target::nginx("prometheus");
     prometheus.command = vec!["sh".into(), "-c".into(), stub];
@@ -337,7 +337,7 @@ fn an_idle_target_is_put_to_sleep_by_its_prometheus_trigger() {
     sandbox.target(&prometheus);
     let address = sandbox.cluster_address(&prometheus, 9090);
     target.spec = json!({
-        "cooldownPeriod": 1,
+        "cooldownPeriod": 5,
         "triggers": [{"type": "prometheus", "metadata": {
             "serverAddress": format!("http://{address}"), "query": "requests", "threshold": "2",
         }}],

@@ -108,6 +108,7 @@ fn cluster(args: &Args) -> Result<()> {
             let mut command = cluster.command_in_node(1, test)?;
             command.args(&args.filter).args(["--test-threads", CLUSTER_THREADS]);
             command.env("KUBECONFIG", cluster.kubeconfig()).env("ELASTI_KUBECTL", Cluster::kubectl_path());
+            command.env("ELASTI_NODES", format!("{},{}", cluster.netns(1)?, cluster.netns(2)?));
             passed.extend(passed_tests(&mut command)?);
         }
         let missing: Vec<_> = REQUIRED.iter().filter(|name| !passed.iter().any(|passed| passed == *name)).collect();

@@ -167,7 +167,7 @@ pub enum ResolverMessage {
         /// Why it is not as the state says, if so.
         error: Option<String>,
     },
-    /// How much traffic an ElastiService has at this resolver: sent at once when `held` leaves zero, else no more
+    /// How much traffic an ElastiService has at this resolver: sent at once when `held` leaves zero or returns to it, else no more
     /// often than every [`HEARTBEAT_INTERVAL`] while it changes.
     Traffic {
         /// UID of the ElastiService.

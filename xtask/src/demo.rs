@@ -63,14 +63,14 @@ struct Target {
 const TARGETS: [Target; 2] = [
     Target {
         name: "web",
-        what: "HTTP request to nginx",
+        what: "an HTTP request to nginx",
         port: 80,
         command: &["nginx", "-g", "daemon off;"],
         call: |ip| ["curl", "-sS", "-i", "--max-time", "120", &format!("http://{ip}/")].map(String::from).to_vec(),
     },
     Target {
         name: "cache",
-        what: "PING to Redis",
+        what: "a PING to Redis",
         port: 6379,
         command: &["redis-server", "--protected-mode", "no", "--bind", "*", "-::*", "--save", ""],
         call: |ip| ["redis-cli", "-h", ip, "PING"].map(String::from).to_vec(),
@@ -233,7 +233,7 @@ impl Demo {
     }
 
     fn wake(&self, target: &Target) -> Result<Wake> {
-        say(&format!("a {}, which has no pod", target.what));
+        say(&format!("{}, which has no pod", target.what));
         let ip = self.kubectl(&["get", "service", target.name, "-o", "jsonpath={.spec.clusterIP}"])?;
         let watch = timeline::PodWatch::start(self.command()?, NAMESPACE, target.name)?;
         let call = (target.call)(&ip);

@@ -75,7 +75,7 @@ fn bpf_linker() -> Result<PathBuf> {
 
 /// Builds the object; returns where it is.
 fn build(linker: &Path) -> Result<PathBuf> {
-    let root = process::root().canonicalize()?;
+    let root = process::root();
     let target = process::target().join("ebpf");
     let sysroot = process::output(Command::new(RUSTC).args(["--print", "sysroot"]))?;
     let home = std::env::var("CARGO_HOME").or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")))?;

@@ -8,6 +8,8 @@ use super::*;
 use crate::observed::{Addressing, ServicePort, TriggersObserved};
 use crate::resolvers::{Ack, ResolverObserved, Traffic};
 
+mod orders;
+
 const SETTINGS: Settings = Settings {
     kube_proxy_sync: Duration::from_secs(2),
     polling_interval: Duration::from_secs(30),
@@ -145,6 +147,25 @@ impl World {
         plan
     }
 
+    /// Applies one action, as the controller and the cluster would.
+    fn apply(&mut self, action: &Action) {
+        match action {
+            Action::WriteStatus(status) => self.elasti.status = Some(*status.clone()),
+            Action::ApplySlice(slice) => {
+                self.slices.retain(|present| present.name != slice.name);
+                self.slices.push(slice.clone());
+            }
+            Action::DeleteSlices(names) => self.slices.retain(|slice| !names.contains(&slice.name)),
+            Action::ScaleUp { replicas } => self.scale(*replicas),
+            Action::ScaleDown => {
+                self.scale(0);
+                self.ready = false;
+            }
+            Action::AskTriggers if self.triggers.as_ref().is_some_and(|t| t.verdict == Verdict::Idle) => self.idle(),
+            _ => {}
+        }
+    }
+
     /// Plans and applies until nothing changes; returns what was applied.
     fn settle(&mut self) -> Vec<Action> {
         let mut applied = vec![];
@@ -152,23 +173,7 @@ impl World {
             let actions = self.plan().actions;
             let before = (self.status(), self.slices.clone(), self.target.clone(), self.triggers.clone());
             for action in &actions {
-                match action {
-                    Action::WriteStatus(status) => self.elasti.status = Some(*status.clone()),
-                    Action::ApplySlice(slice) => {
-                        self.slices.retain(|present| present.name != slice.name);
-                        self.slices.push(slice.clone());
-                    }
-                    Action::DeleteSlices(names) => self.slices.retain(|slice| !names.contains(&slice.name)),
-                    Action::ScaleUp { replicas } => self.scale(*replicas),
-                    Action::ScaleDown => {
-                        self.scale(0);
-                        self.ready = false;
-                    }
-                    Action::AskTriggers if self.triggers.as_ref().is_some_and(|t| t.verdict == Verdict::Idle) => {
-                        self.idle();
-                    }
-                    _ => {}
-                }
+                self.apply(action);
             }
             applied.extend(actions);
             if before == (self.status(), self.slices.clone(), self.target.clone(), self.triggers.clone()) {

@@ -1,0 +1,187 @@
+//! Whatever happens, in whatever order, and whichever action fails: what must never happen does not.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Something that happens to a Service's world.
+#[derive(Clone, Debug)]
+enum Happening {
+    Pass(u64),
+    /// A plan is made and its first so many actions succeed.
+    Plan(usize),
+    Acknowledge,
+    /// A resolver says that it listens, or redirects, as of now.
+    Listen(usize, bool),
+    Connect,
+    Disconnect(usize),
+    Leave(usize),
+    Hold(usize, u32),
+    Accept(usize),
+    Forward(usize, u32),
+    Ask(u8),
+    ScaleByHand(i32),
+    Ready(bool),
+    Lead(bool),
+    RemoveSlices,
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    use Happening::*;
+    prop_oneof![
+        3 => (0_u64..90).prop_map(Pass),
+        8 => (0_usize..8).prop_map(Plan),
+        4 => Just(Acknowledge),
+        1 => (0_usize..4, any::<bool>()).prop_map(|(resolver, redirects)| Listen(resolver, redirects)),
+        1 => Just(Connect),
+        1 => (0_usize..4).prop_map(Disconnect),
+        1 => (0_usize..4).prop_map(Leave),
+        2 => (0_usize..4, 0_u32..3).prop_map(|(resolver, held)| Hold(resolver, held)),
+        1 => (0_usize..4).prop_map(Accept),
+        1 => (0_usize..4, 0_u32..2).prop_map(|(resolver, forwarding)| Forward(resolver, forwarding)),
+        4 => (0_u8..8).prop_map(Ask),
+        1 => (0_i32..3).prop_map(ScaleByHand),
+        2 => any::<bool>().prop_map(Ready),
+        1 => any::<bool>().prop_map(Lead),
+        1 => Just(RemoveSlices),
+    ]
+}
+
+impl World {
+    fn happen(&mut self, happening: &Happening) {
+        let count = self.resolvers.len().max(1);
+        match *happening {
+            Happening::Pass(seconds) => self.pass(Duration::from_secs(seconds)),
+            Happening::Plan(succeed) => self.plan_and_check(succeed),
+            Happening::Acknowledge => self.acknowledge(),
+            Happening::Listen(resolver, redirecting) => {
+                let revision = self.status().revision;
+                if let Some(resolver) = self.resolvers.get_mut(resolver % count) {
+                    resolver.ack = Some(Ack { revision, listening: true, redirecting, error: None });
+                }
+            }
+            Happening::Connect if self.resolvers.len() < 4 => {
+                self.connect(u8::try_from(self.resolvers.len()).unwrap() + 10);
+            }
+            Happening::Disconnect(resolver) if !self.resolvers.is_empty() => {
+                self.resolvers.remove(resolver % count);
+            }
+            Happening::Leave(resolver) => self.change(resolver, |resolver| resolver.leaving = true),
+            Happening::Hold(resolver, held) => self.change(resolver, |resolver| resolver.traffic.held = held),
+            Happening::Accept(resolver) => self.change(resolver, |resolver| resolver.traffic.accepted += 1),
+            Happening::Forward(resolver, open) => self.change(resolver, |resolver| resolver.traffic.forwarding = open),
+            Happening::Ask(0) => self.answer(Verdict::Busy),
+            Happening::Ask(1) => self.answer(Verdict::Unknown("gone".into())),
+            Happening::Ask(_) => self.idle(),
+            Happening::ScaleByHand(replicas) => self.scale(replicas),
+            Happening::Ready(ready) => self.ready = ready && self.replicas() > 0,
+            Happening::Lead(leads) => {
+                self.leading_since = leads.then(|| self.leading_since.unwrap_or(self.now().instant));
+            }
+            Happening::RemoveSlices => self.slices.clear(),
+            Happening::Connect | Happening::Disconnect(_) => {}
+        }
+    }
+
+    fn change(&mut self, resolver: usize, change: impl FnOnce(&mut ResolverObserved)) {
+        let count = self.resolvers.len().max(1);
+        self.resolvers.get_mut(resolver % count).map(change);
+    }
+
+    fn answer(&mut self, verdict: Verdict) {
+        let asked = self.now().instant;
+        self.triggers = Some(TriggersObserved { verdict, asked, idle_since: None });
+    }
+
+    fn replicas(&self) -> i32 {
+        self.target.found().map_or(0, |target| target.spec_replicas)
+    }
+
+    fn plan_and_check(&mut self, succeed: usize) {
+        let plan = self.plan();
+        self.never_scales_down_too_early(&plan);
+        self.never_leaves_a_held_connection_to_nobody(&plan);
+        self.never_lets_go_while_there_is_something_to_hold(&plan);
+        for action in plan.actions.iter().take(succeed) {
+            self.apply(action);
+        }
+    }
+
+    fn never_scales_down_too_early(&self, plan: &Plan) {
+        if !scales_down(&plan.actions) {
+            return;
+        }
+        let status = self.status();
+        assert!(self.leading_since.is_some(), "only the Lease holder scales down");
+        assert_eq!(status.mode, Some(Mode::Proxy), "intercepted first");
+        assert!(self.slices.iter().any(|slice| !slice.endpoints.is_empty()), "published first");
+        assert!(slices::eligible(&self.resolvers, status.revision).count() > 0, "somebody listens");
+        assert!(self.resolvers.iter().all(|resolver| resolver.traffic.held == 0 && resolver.traffic.forwarding == 0));
+        let triggers = self.triggers.as_ref().expect("the triggers were asked");
+        assert_eq!(triggers.verdict, Verdict::Idle);
+        let cooldown = self.elasti.spec.cooldown();
+        let age = |since: Instant| self.now().instant.saturating_duration_since(since);
+        assert!(age(triggers.idle_since.expect("idle")) >= cooldown, "idle for the cooldown");
+        assert!(age(self.leading_since.expect("leads")) >= cooldown, "and watched by this leader for as long");
+    }
+
+    fn never_leaves_a_held_connection_to_nobody(&self, plan: &Plan) {
+        let held = self.resolvers.iter().any(|resolver| resolver.traffic.held > 0);
+        if held && self.replicas() == 0 {
+            let later = plan.again.is_some_and(|again| again <= FOLLOWER_PATIENCE);
+            assert!(scales_up(&plan.actions) || self.leading_since.is_none() && later, "{plan:?}");
+        }
+    }
+
+    fn never_lets_go_while_there_is_something_to_hold(&self, plan: &Plan) {
+        assert_ne!(plan.publish, Publish::Remove, "listeners stay as long as the ElastiService");
+        if self.replicas() > 0 && self.ready {
+            return;
+        }
+        for action in &plan.actions {
+            match action {
+                Action::WriteStatus(status) => {
+                    assert!(self.leading_since.is_none() || status.mode == Some(Mode::Proxy), "nobody else can serve");
+                }
+                Action::DeleteSlices(_) => assert_ne!(self.status().mode, Some(Mode::Proxy), "the only way in"),
+                _ => {}
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_order_of_events_breaks_an_invariant(happenings in prop::collection::vec(happening(), 1..120)) {
+        let mut world = World::serving();
+        for happening in &happenings {
+            world.happen(happening);
+        }
+    }
+
+    #[test]
+    fn whatever_has_happened_a_held_client_reaches_a_ready_target_in_the_end(
+        happenings in prop::collection::vec(happening(), 1..60),
+    ) {
+        let mut world = World::serving();
+        for happening in &happenings {
+            world.happen(happening);
+        }
+        world.leading_since = Some(world.now().instant);
+        if world.resolvers.is_empty() {
+            world.connect(9);
+        }
+        world.scale(0);
+        world.ready = false;
+        world.resolvers[0].traffic.held = 1;
+        world.settle();
+        prop_assert!(world.replicas() > 0, "woken");
+        world.ready = true;
+        world.resolvers[0].traffic.held = 0;
+        world.settle();
+        prop_assert_eq!(world.status().mode, Some(Mode::Serve));
+        prop_assert!(world.slices.is_empty());
+    }
+}

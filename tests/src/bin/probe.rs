@@ -79,7 +79,7 @@ fn connect(addresses: &[SocketAddr], mapped: bool, mark: u32, udp: bool) -> Resu
         if !udp {
             socket.read_to_string(&mut greeting)?;
         }
-        seen = format!("{peer} {greeting}").trim().to_owned();
+        format!("{peer} {greeting}").trim().clone_into(&mut seen);
     }
     Ok(seen)
 }

@@ -1,5 +1,5 @@
 //! A Service sleeps and wakes on a real cluster: kubelet, kube-proxy, container runtime, nginx and Redis.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -1,5 +1,5 @@
 //! With eBPF switched off on every node, the slices alone wake a Service.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use elasti_tests::cluster::{HTTP, Sandbox, Target, from_host, from_pod, kubectl, metric};
 

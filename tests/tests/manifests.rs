@@ -272,7 +272,7 @@ fn ports_of_outgoing_connections_are_no_interception_ports() {
     let range: Vec<u16> = text(&sysctl["value"]).split(' ').map(|port| port.parse().unwrap()).collect();
     let [first, last] = range[..] else { panic!("{sysctl}") };
     assert!(first < last && (last < names::INTERCEPTION_PORT_MIN || first > names::INTERCEPTION_PORT_MAX));
-    assert!(names::RESOLVER_PORT < names::INTERCEPTION_PORT_MIN);
+    const { assert!(names::RESOLVER_PORT < names::INTERCEPTION_PORT_MIN) };
 }
 
 #[test]
@@ -322,7 +322,7 @@ fn images_are_those_of_xtask_image() {
     }
 }
 
-/// (Role or ClusterRole, group, resource, object or none, verb)
+/// (Role or `ClusterRole`, group, resource, object or none, verb)
 type Rule = (String, String, String, Option<String>, String);
 
 #[test]

@@ -18,8 +18,7 @@ const ALLOW: i32 = 1;
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
 
-/// Not preallocated: a node pays for the Services that are at zero, not for all that could be; and an element that is
-/// removed is freed after a grace period, so a program never reads one that is being reused.
+/// Not preallocated: a node pays for the Services that are at zero, not for all that could be.
 #[map]
 static REDIRECTS: HashMap<Endpoint, Endpoint> = HashMap::with_max_entries(REDIRECTS_MAX, BPF_F_NO_PREALLOC);
 
@@ -130,8 +129,7 @@ fn redirect(ctx: &SockAddrContext, dialled: &Endpoint) -> Option<Endpoint> {
     if kind != SOCK_STREAM || protocol != IPPROTO_TCP {
         return None;
     }
-    // SAFETY: elements of this map are freed after a grace period only (see its declaration).
-    let target = *unsafe { REDIRECTS.get(dialled) }?;
+    let target = target(dialled)?;
     // SAFETY: the verifier checks every access to the context and to the socket that it points to.
     let mark = unsafe {
         let sk = (*addr).__bindgen_anon_1.sk;
@@ -156,6 +154,18 @@ fn redirect(ctx: &SockAddrContext, dialled: &Endpoint) -> Option<Endpoint> {
         debug!(ctx, "redirected port {}", u16::from_be(dialled.port_be));
     }
     Some(target)
+}
+
+/// What the map holds for this destination. Read twice: the kernel reuses a removed element at once (since 6.1 without
+/// preallocation too), so what is read while the resolver changes the map may be another Service's target. Then the two
+/// differ, or the second is gone, and the connection passes.
+#[inline(always)]
+fn target(dialled: &Endpoint) -> Option<Endpoint> {
+    // SAFETY: the memory stays the map's; what it holds is checked by reading it again.
+    let target = *unsafe { REDIRECTS.get(dialled) }?;
+    // SAFETY: as above.
+    let again = *unsafe { REDIRECTS.get(dialled) }?;
+    if target == again { Some(target) } else { None }
 }
 
 /// Keeps what the client dialled. Where there is no room the connection goes on, and `getpeername` tells the resolver.

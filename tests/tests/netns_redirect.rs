@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::net::SocketAddr;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use elasti_resolver::interception::{Entries, Redirect};
@@ -129,4 +130,39 @@ async fn a_map_that_was_changed_behind_our_back_is_repaired() {
     it.redirector.sync(&it.wanted).unwrap();
     assert_eq!(entries(&it.redirector), it.wanted);
     assert_eq!(it.host.connect(&[SERVICE4]), format!("{SERVICE4} resolver"));
+}
+
+/// What the programs log; no other test here has them log.
+static LINES: Lines = Lines(Mutex::new(vec![]));
+
+struct Lines(Mutex<Vec<String>>);
+
+impl log::Log for Lines {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        self.0.lock().unwrap().push(record.args().to_string());
+    }
+
+    fn flush(&self) {}
+}
+
+#[tokio::test]
+async fn redirected_connections_are_logged_when_that_is_wanted() {
+    log::set_logger(&LINES).unwrap();
+    log::set_max_level(log::LevelFilter::Debug);
+    let mut host = Host::new("log");
+    let port = host.serve("resolver");
+    let mut redirector = Redirector::load(host.cgroup(), true).unwrap();
+    redirector.sync(&to(port)).unwrap();
+    assert_eq!(host.connect(&[SERVICE4]), format!("{SERVICE4} resolver"));
+    assert_eq!(host.connect(&[SERVICE6]), format!("{SERVICE6} resolver"));
+    let logged = || LINES.0.lock().unwrap().iter().filter(|line| line.contains("redirected port 80")).count();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while logged() < 2 {
+        assert!(Instant::now() < deadline, "{:?}", LINES.0.lock().unwrap());
+        tokio::task::yield_now().await;
+    }
 }

@@ -90,7 +90,10 @@ fn bpf_linker() -> Result<PathBuf> {
 
 /// Builds the object; returns where it is.
 fn build(linker: &Path) -> Result<PathBuf> {
-    let root = process::root().canonicalize()?;
+    let root = process::root();
+    let root = root
+        .canonicalize()
+        .with_context(|| format!("this xtask was built from {}, which is gone; build it anew", root.display()))?;
     let target = process::target().join("ebpf");
     // The registry's directories are there from here on.
     process::run(cargo(&root).args(["fetch", "--quiet", "--locked", "--target", TARGET]))?;

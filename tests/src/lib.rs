@@ -7,5 +7,6 @@
     reason = "a harness fails loudly"
 )]
 
+pub mod api;
 pub mod cluster;
 pub mod netns;

@@ -1,0 +1,10 @@
+//! The operator against a real API server, with its real permissions; nothing else of Kubernetes runs.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod admission;
+mod faults;
+mod interception;
+mod removal;
+mod replicas;
+mod triggers;
+mod wake;

@@ -1,0 +1,72 @@
+//! `POST /informer/incoming-request`: who may wake what.
+
+use elasti_api::names::{NOTIFY_PATH, RESOLVER, TOKEN_AUDIENCE};
+use elasti_tests::api::{Cluster, Sandbox, deployment, elasti_service, service, until};
+use serde_json::json;
+
+/// A target at zero that the operator knows.
+async fn sleeping(sandbox: &Sandbox) {
+    sandbox.create(deployment("web", 0)).await;
+    sandbox.create(service("web", json!({}))).await;
+    sandbox.create(elasti_service("web", json!({"minTargetReplicas": 2}))).await;
+    sandbox.until("web", "mode proxy", |elasti| elasti["status"]["mode"] == "proxy").await;
+}
+
+#[tokio::test]
+async fn a_notification_of_a_resolver_wakes_the_target() {
+    let cluster = Cluster::new().await;
+    let sandbox = cluster.sandbox().await;
+    let operator = cluster.operator("a", &[]).await;
+    sleeping(&sandbox).await;
+    let token = cluster.own().token(RESOLVER, Some(TOKEN_AUDIENCE), None).await;
+    let (status, answer) = operator.notify(&token, &sandbox.namespace, "web").await;
+    assert_eq!((status, answer.trim_end()), (200, r#"{"message":"Request received successfully!"}"#));
+    assert_eq!(sandbox.replicas("web").await, 2);
+    sandbox.until("web", "the time of the wake", |elasti| elasti["status"]["lastScaledUpTime"].is_string()).await;
+}
+
+#[tokio::test]
+async fn refused_notifications_say_why_and_change_nothing() {
+    let cluster = Cluster::new().await;
+    let sandbox = cluster.sandbox().await;
+    let operator = cluster.operator("a", &[]).await;
+    sleeping(&sandbox).await;
+    let token = cluster.own().token(RESOLVER, Some(TOKEN_AUDIENCE), None).await;
+    let stranger = sandbox.token("default", Some(TOKEN_AUDIENCE), None).await;
+    let elsewhere = cluster.own().token(RESOLVER, Some("elsewhere"), None).await;
+    let good = json!({"count": 1, "svc": "web", "namespace": sandbox.namespace}).to_string();
+    let large = json!({"svc": "web", "namespace": sandbox.namespace, "padding": "x".repeat(9000)}).to_string();
+    let unknown = json!({"svc": "other", "namespace": sandbox.namespace}).to_string();
+    let post = format!("POST {NOTIFY_PATH}");
+    let refused = [
+        (&*post, None, &*good, 401, "Authorization: Bearer"),
+        (&post, Some("nonsense"), &good, 401, "not genuine"),
+        (&post, Some(&elsewhere), &good, 401, TOKEN_AUDIENCE),
+        (&post, Some(&stranger), &good, 403, "--allowed-service-accounts"),
+        (&post, Some(&token), "{", 400, "Invalid request body"),
+        (&post, Some(&token), r#"{"svc": "web"}"#, 400, "Invalid request body"),
+        (&post, Some(&token), &large, 413, ""),
+        (&post, Some(&token), &unknown, 404, "no ElastiService names the Service"),
+        (&format!("GET {NOTIFY_PATH}"), Some(&token), "", 405, "Invalid request method"),
+    ];
+    for (request, token, body, expected, words) in refused {
+        let headers: Vec<String> = token.map(|token| format!("authorization: Bearer {token}")).into_iter().collect();
+        let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
+        let (status, answer) = operator.send(request, &headers, body.as_bytes()).await;
+        assert_eq!(status, expected, "{request} {body:.80}: {answer}");
+        assert!(answer.contains(words), "{request} {body:.80}: {answer}");
+    }
+    assert_eq!(sandbox.replicas("web").await, 0);
+}
+
+#[tokio::test]
+async fn a_flag_waives_the_token_as_kubeelasti_does() {
+    let cluster = Cluster::new().await;
+    let sandbox = cluster.sandbox().await;
+    let operator = cluster.operator("a", &["--notify-without-token"]).await;
+    sleeping(&sandbox).await;
+    let body = json!({"count": 1, "svc": "web", "namespace": sandbox.namespace}).to_string();
+    let (status, answer) = operator.send(&format!("POST {NOTIFY_PATH}"), &[], body.as_bytes()).await;
+    assert_eq!(status, 200, "{answer}");
+    until("the target is woken", async || (sandbox.replicas("web").await == 2).then_some(())).await;
+}

@@ -122,7 +122,7 @@ pub async fn build(config: Config, client: Client, levels: Levels) -> anyhow::Re
     let notify_authenticator = (!config.notify_without_token).then(|| authenticator.clone());
     let servers = Servers {
         notify: Server::bind_any(config.port).await.context("notify server")?,
-        notifications: Notify::new(controller.clone(), notify_authenticator, routes.clone(), metrics.clone()),
+        notifications: Notify::new(Arc::new(controller.clone()), notify_authenticator, routes.clone(), metrics.clone()),
         health: Server::bind_any(config.health_port).await.context("health server")?,
         routes,
         stream: StreamServer::bind(config.stream_port, Arc::new(keeper.certificate())).await?,

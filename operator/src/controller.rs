@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use elasti_api::v1alpha1::ElastiService;
+use futures::FutureExt;
 use futures::future::BoxFuture;
-use futures::{FutureExt, TryFutureExt};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 use tokio::sync::watch;
@@ -23,7 +23,6 @@ use crate::observed::{Diagnosis, ObjectKey, Observed, TriggersObserved, Verdict}
 use crate::plan::{Memory, Now, Plan, Publish, Settings, plan};
 use crate::publication::Publication;
 use crate::resolvers::Resolvers;
-use crate::target::{self, Kind};
 use crate::work::{Next, Round, Work};
 use port_book::PortBook;
 
@@ -229,32 +228,23 @@ impl Concern for Controller {
     }
 }
 
-impl Wake for Controller {
+impl Wake for Arc<Controller> {
     fn wake(&self, namespace: &str, service: &str) -> BoxFuture<'static, WakeAnswer> {
-        let service = ObjectKey::new(namespace, service);
-        let snapshot = self.parts.caches.owner_of(&service).and_then(|key| self.parts.caches.snapshot(&key));
-        let Some(snapshot) = snapshot else { return futures::future::ready(WakeAnswer::Unknown).boxed() };
-        match snapshot.target.found() {
-            None => {
-                let target = &snapshot.elasti.spec.scale_target_ref;
-                let why = format!("there is no {} {}", target.kind(), target.name);
-                futures::future::ready(WakeAnswer::Failed(why)).boxed()
+        let (this, service) = (self.clone(), ObjectKey::new(namespace, service));
+        async move {
+            let caches = &this.parts.caches;
+            let Some(key) = caches.owner_of(&service) else { return WakeAnswer::Unknown };
+            let Some(snapshot) = caches.snapshot(&key) else { return WakeAnswer::Unknown };
+            if snapshot.target.found().is_some_and(|target| target.spec_replicas > 0) {
+                return WakeAnswer::Accepted;
             }
-            Some(target) if target.spec_replicas > 0 => futures::future::ready(WakeAnswer::Accepted).boxed(),
-            Some(target) => {
-                let (client, target) = (self.parts.client.clone(), target.clone());
-                let Some(kind) = Kind::of(&snapshot.elasti.spec.scale_target_ref) else {
-                    return futures::future::ready(WakeAnswer::Unknown).boxed();
-                };
-                let replicas = snapshot.elasti.spec.min_target_replicas.max(1);
-                async move {
-                    let key = ObjectKey::new(&target.namespace, &target.name);
-                    target::scale_up(&target::api(client, kind, &key), &target, replicas).await
-                }
-                .map_ok_or_else(|error| WakeAnswer::Failed(error.to_string()), |_| WakeAnswer::Accepted)
-                .boxed()
+            let replicas = snapshot.elasti.spec.min_target_replicas.max(1);
+            match this.scale_up(&key, &snapshot, replicas).await {
+                Ok(()) => WakeAnswer::Accepted,
+                Err(error) => WakeAnswer::Failed(format!("{error:#}")),
             }
         }
+        .boxed()
     }
 }
 

@@ -245,8 +245,10 @@ impl Planner<'_> {
             // Nothing can be intercepted, so nothing of ours may stay in the path.
             self.memory.descent = None;
             self.withdraw(&[]);
-            self.write_status(Mode::Serve);
-            return Publish::Remove;
+            let current = self.status().mode;
+            self.write_status(if self.leads() { Mode::Serve } else { current.unwrap_or(Mode::Serve) });
+            // Not a removal, which is final: the Service may come again.
+            return closed(self.observed).map_or(Publish::Keep, |state| Publish::State(Box::new(state)));
         };
         self.diagnose();
         if self.leads() {
@@ -544,6 +546,26 @@ fn state(observed: &Observed<'_>, service: &ServiceObserved) -> Option<ServiceSt
         fallback: observed.private.as_ref().map(|private| private.cluster_ips.clone()).unwrap_or_default(),
         ports,
         hold: elasti.spec.hold_policy(),
+    })
+}
+
+/// The state of an ElastiService whose Service cannot be intercepted any more: no port, so every listener closes; `None`
+/// when resolvers have never been told of one.
+fn closed(observed: &Observed<'_>) -> Option<ServiceState> {
+    let status = observed.elasti.status.as_ref().filter(|status| !status.ports.is_empty())?;
+    let metadata = &observed.elasti.metadata;
+    Some(ServiceState {
+        uid: observed.uid().to_owned(),
+        namespace: metadata.namespace.clone().unwrap_or_default(),
+        name: metadata.name.clone().unwrap_or_default(),
+        service: observed.elasti.spec.service.clone(),
+        revision: status.revision,
+        mode: Mode::Serve,
+        redirect: false,
+        cluster_ips: Vec::new(),
+        fallback: Vec::new(),
+        ports: Vec::new(),
+        hold: observed.elasti.spec.hold_policy(),
     })
 }
 

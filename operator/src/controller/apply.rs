@@ -136,7 +136,7 @@ impl Controller {
         Ok((target::api(self.parts.client.clone(), kind, &key), target))
     }
 
-    async fn scale_up(&self, key: &ObjectKey, snapshot: &Snapshot, replicas: i32) -> anyhow::Result<()> {
+    pub(super) async fn scale_up(&self, key: &ObjectKey, snapshot: &Snapshot, replicas: i32) -> anyhow::Result<()> {
         let (api, target) = self.target(snapshot)?;
         let result = target::scale_up(&api, target, replicas).await;
         self.parts.metrics.scaled(key, "up", result.is_ok());

@@ -474,6 +474,8 @@ fn what_cannot_be_intercepted_is_said_with_its_cure_and_never_sleeps() {
         world.settle();
         world.pass(Duration::from_hours(1));
         assert!(!scales_down(&world.settle()), "{reason}");
+        let Publish::State(state) = world.plan().publish else { panic!("{reason}: a removal would be final") };
+        assert!(state.ports.is_empty(), "{reason}: every listener closes");
         let ready = world.status().conditions.into_iter().find(|condition| condition.type_ == "Ready").unwrap();
         assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", reason));
         assert!(ready.message.contains("web"), "names the object: {}", ready.message);

@@ -52,8 +52,7 @@ pub fn ready_endpoint(service: &str, pod: SocketAddr) -> Value {
 
 /// Lays fields over an object; null takes one away.
 fn laid_over(mut object: Value, fields: Value) -> Value {
-    let fields = fields.as_object().cloned().unwrap_or_default();
-    if let Some(object) = object.as_object_mut() {
+    if let (Some(object), Value::Object(fields)) = (object.as_object_mut(), fields) {
         object.extend(fields);
         object.retain(|_, value| !value.is_null());
     }

@@ -15,6 +15,17 @@ async fn healthy(sandbox: &Sandbox) {
     assert_eq!(condition(&elasti, "Ready")["status"], "True");
 }
 
+fn target(deployment: &str) -> Value {
+    json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": deployment})
+}
+
+/// Waits until whatever is made is younger: Kubernetes counts the age of objects in whole seconds.
+async fn next_second(sandbox: &Sandbox, name: &str) {
+    let older = sandbox.get::<ElastiService>(name).await.unwrap();
+    let created: Timestamp = older["metadata"]["creationTimestamp"].as_str().unwrap().parse().unwrap();
+    until("the next second", async || (Timestamp::now().as_second() > created.as_second()).then_some(())).await;
+}
+
 /// An ElastiService `web`, with its target at zero and `public` as its Service, is told `wanted` with these words, and
 /// one that comes later works.
 async fn told(public: Option<Value>, spec: Value, wanted: &str, words: [&str; 2]) {
@@ -119,10 +130,7 @@ async fn of_two_elasti_services_for_one_service_the_older_has_it_until_it_goes()
     let operator = cluster.operator("a", &[]).await;
     let _resolver = cluster.resolver(&[&operator]).await;
     healthy(&sandbox).await;
-    let older = sandbox.get::<ElastiService>("healthy").await.unwrap();
-    let created: Timestamp = older["metadata"]["creationTimestamp"].as_str().unwrap().parse().unwrap();
-    // Kubernetes counts the age of objects in whole seconds.
-    until("the next second", async || (Timestamp::now().as_second() > created.as_second()).then_some(())).await;
+    next_second(&sandbox, "healthy").await;
     sandbox.create(elasti_service("a-younger", json!({"service": "healthy"}))).await;
     let message = sandbox.until_reason("a-younger", "Ready", "ServiceTaken").await;
     assert!(message.contains("older ElastiService healthy") && message.contains("delete one"), "{message}");
@@ -138,6 +146,22 @@ async fn of_two_elasti_services_for_one_service_the_older_has_it_until_it_goes()
     })
     .await;
     sandbox.until_published("a-younger").await;
+}
+
+#[tokio::test]
+async fn an_elasti_service_that_never_had_its_service_takes_nothing_with_it() {
+    let cluster = Cluster::new().await;
+    let sandbox = cluster.sandbox().await;
+    let operator = cluster.operator("a", &[]).await;
+    let _resolver = cluster.resolver(&[&operator]).await;
+    healthy(&sandbox).await;
+    next_second(&sandbox, "healthy").await;
+    sandbox.create(elasti_service("younger", json!({"service": "healthy", "scaleTargetRef": target("healthy")}))).await;
+    sandbox.until_reason("younger", "Ready", "ServiceTaken").await;
+    sandbox.delete::<ElastiService>("younger").await;
+    until("the younger goes", async || sandbox.get::<ElastiService>("younger").await.is_none().then_some(())).await;
+    assert_eq!(sandbox.replicas("healthy").await, 0);
+    assert!(sandbox.slice("healthy").await.is_some() && sandbox.private("healthy").await.is_some());
 }
 
 #[tokio::test]

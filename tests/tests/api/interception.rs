@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 
 use elasti_api::names::{INTERCEPTION_PORT_MAX, INTERCEPTION_PORT_MIN, resolver_slice};
-use elasti_api::v1alpha1::ElastiService;
 use elasti_tests::api::{
     Cluster, Sandbox, condition, deployment, elasti_service, host_address, interception_port, ready_endpoint, reason,
     service, until,
@@ -143,7 +142,7 @@ async fn a_ready_target_is_served_directly_until_somebody_scales_it_to_zero() {
 }
 
 #[tokio::test]
-async fn a_target_whose_only_pod_is_lost_is_intercepted_until_another_is_ready() {
+async fn a_running_target_without_a_ready_pod_is_intercepted_until_one_is_ready() {
     let cluster = Cluster::new().await;
     let sandbox = cluster.sandbox().await;
     let operator = cluster.operator("a", &[]).await;
@@ -205,7 +204,6 @@ async fn a_resolver_that_is_gone_leaves_the_slices_when_another_is_there() {
     let first = cluster.resolver(&[&operator]).await;
     sleeping(&sandbox, "web").await;
     sandbox.until_published("web").await;
-    let gone = first.node.clone();
     drop(first);
     let second = cluster.resolver(&[&operator]).await;
     until("the slice names the second resolver alone", async || {
@@ -214,6 +212,4 @@ async fn a_resolver_that_is_gone_leaves_the_slices_when_another_is_there() {
         (nodes == [&second.node]).then_some(())
     })
     .await;
-    assert_ne!(gone, second.node);
-    assert!(sandbox.get::<ElastiService>("web").await.is_some());
 }

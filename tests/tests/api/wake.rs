@@ -2,6 +2,8 @@
 
 use elasti_api::names::{NOTIFY_PATH, RESOLVER, TOKEN_AUDIENCE};
 use elasti_tests::api::{Cluster, Sandbox, deployment, elasti_service, service, until};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::events::v1::Event;
 use serde_json::json;
 
 /// A target at zero that the operator knows.
@@ -23,6 +25,31 @@ async fn a_notification_of_a_resolver_wakes_the_target() {
     assert_eq!((status, answer.trim_end()), (200, r#"{"message":"Request received successfully!"}"#));
     assert_eq!(sandbox.replicas("web").await, 2);
     sandbox.until("web", "the time of the wake", |elasti| elasti["status"]["lastScaledUpTime"].is_string()).await;
+    let event = until("an event of the wake", async || {
+        sandbox.list::<Event>().await.into_iter().find(|event| event["reason"] == "ScaledUp")
+    })
+    .await;
+    assert_eq!((&event["type"], &event["regarding"]["kind"]), (&json!("Normal"), &json!("ElastiService")));
+    assert_eq!(event["regarding"]["name"], "web");
+}
+
+#[tokio::test]
+async fn a_stateful_set_is_woken_as_a_deployment_is() {
+    let cluster = Cluster::new().await;
+    let sandbox = cluster.sandbox().await;
+    let operator = cluster.operator("a", &[]).await;
+    let mut target = deployment("web", 0);
+    target["kind"] = json!("StatefulSet");
+    target["spec"]["serviceName"] = json!("web");
+    sandbox.create(target).await;
+    sandbox.create(service("web", json!({}))).await;
+    let target = json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web"});
+    sandbox.create(elasti_service("web", json!({"scaleTargetRef": target}))).await;
+    sandbox.until("web", "mode proxy", |elasti| elasti["status"]["mode"] == "proxy").await;
+    let token = cluster.own().token(RESOLVER, Some(TOKEN_AUDIENCE), None).await;
+    let (status, answer) = operator.notify(&token, &sandbox.namespace, "web").await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(sandbox.get::<StatefulSet>("web").await.unwrap()["spec"]["replicas"], 1);
 }
 
 #[tokio::test]

@@ -116,6 +116,14 @@ pub fn conditions(observed: &Observed<'_>, mode: Mode, now: Timestamp) -> Vec<Co
         .collect()
 }
 
+/// The condition `Ready`, if it names a fault that it did not name before.
+pub fn new_fault<'a>(before: &[Condition], after: &'a [Condition]) -> Option<&'a Condition> {
+    let ready = |condition: &&Condition| condition.type_ == "Ready";
+    let fault = after.iter().find(ready).filter(|condition| condition.status == "False")?;
+    let known = before.iter().find(ready).is_some_and(|before| before.reason == fault.reason);
+    (!known).then_some(fault)
+}
+
 fn intercepting(observed: &Observed<'_>, mode: Mode) -> (bool, String, String) {
     if mode == Mode::Serve {
         return (false, "Serving".to_owned(), "clients reach the target directly".to_owned());

@@ -124,7 +124,7 @@ pub enum Action {
         /// Whether it is a warning.
         warning: bool,
         /// A word.
-        reason: &'static str,
+        reason: String,
         /// A sentence.
         message: String,
     },
@@ -204,8 +204,8 @@ impl Planner<'_> {
         self.again = Some(self.again.map_or(wait, |again| again.min(wait)));
     }
 
-    fn event(&mut self, warning: bool, reason: &'static str, message: String) {
-        self.actions.push(Action::Event { warning, reason, message });
+    fn event(&mut self, warning: bool, reason: &str, message: &str) {
+        self.actions.push(Action::Event { warning, reason: reason.to_owned(), message: message.to_owned() });
     }
 
     fn remember(&mut self) {
@@ -411,13 +411,16 @@ impl Planner<'_> {
         if wanted == current {
             return;
         }
-        self.actions.push(Action::WriteStatus(Box::new(wanted)));
+        self.actions.push(Action::WriteStatus(Box::new(wanted.clone())));
         if current.mode != Some(mode) {
             let (reason, message) = match mode {
                 Mode::Proxy => ("Intercepting", "connections are intercepted: the target sleeps or is not ready"),
                 Mode::Serve => ("Serving", "clients reach the target directly"),
             };
-            self.event(false, reason, message.to_owned());
+            self.event(false, reason, message);
+        }
+        if let Some(fault) = conditions::new_fault(&current.conditions, &wanted.conditions) {
+            self.event(true, &fault.reason, &fault.message);
         }
     }
 

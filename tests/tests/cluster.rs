@@ -214,17 +214,15 @@ fn held_until_the_hold_time_ends(
         named.join().unwrap()
     });
     assert!(named.2.contains("web"), "the message names the object: {}", named.2);
-    if reason != "TargetNotFound" {
-        until("an event names the cause", || {
-            let events = list(&sandbox.namespace, "events", "");
-            let on_it = |event: &serde_json::Value| {
-                event["involvedObject"]["kind"] == "ElastiService"
-                    && event["reason"] == reason
-                    && event["type"] == "Warning"
-            };
-            events.iter().any(on_it).then_some(())
-        });
-    }
+    until("an event names the cause", || {
+        let events = list(&sandbox.namespace, "events", "");
+        let on_it = |event: &serde_json::Value| {
+            event["involvedObject"]["kind"] == "ElastiService"
+                && event["reason"] == reason
+                && event["type"] == "Warning"
+        };
+        events.iter().any(on_it).then_some(())
+    });
 }
 
 #[test]

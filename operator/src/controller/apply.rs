@@ -98,7 +98,7 @@ impl Controller {
             }
             Action::AskTriggers => self.ask_triggers(elasti),
             Action::Diagnose => self.diagnose(snapshot),
-            Action::Event { warning, reason, message } => self.record(elasti, event(warning, reason, message)),
+            Action::Event { warning, reason, message } => self.record(elasti, event(warning, &reason, message)),
         }
         Ok(())
     }

@@ -219,6 +219,10 @@ fn scales_up(actions: &[Action]) -> bool {
     actions.iter().any(|action| matches!(action, Action::ScaleUp { .. }))
 }
 
+fn warns(action: &Action, about: &str) -> bool {
+    matches!(action, Action::Event { warning: true, reason, .. } if reason == about)
+}
+
 fn published_mode(plan: &Plan) -> Option<(Mode, bool)> {
     match &plan.publish {
         Publish::State(state) => Some((state.mode, state.redirect)),
@@ -471,7 +475,8 @@ fn what_cannot_be_intercepted_is_said_with_its_cure_and_never_sleeps() {
         world.acknowledge();
         break_it(&mut world);
         world.idle();
-        world.settle();
+        let told = world.settle().iter().filter(|action| warns(action, reason)).count();
+        assert_eq!(told, 1, "one event says {reason}");
         world.pass(Duration::from_hours(1));
         assert!(!scales_down(&world.settle()), "{reason}");
         let Publish::State(state) = world.plan().publish else { panic!("{reason}: a removal would be final") };

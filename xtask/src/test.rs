@@ -135,7 +135,9 @@ fn with_cluster(args: &Args, options: &Options, body: impl FnOnce(&Cluster) -> R
 /// Builds the tests of a level and the programs that they use; returns the tests.
 fn build(level: &str) -> Result<Vec<PathBuf>> {
     let mut command = cargo();
-    command.args(["test", "--locked", "--package", "elasti-tests", "--features", level, "--no-run"]);
+    // The whole workspace is named so that dependencies are those of the unit level, built already.
+    command.args(["test", "--workspace", "--locked", "--no-run"]);
+    command.args(["--features", &format!("elasti-tests/{level}"), "--test", &format!("{level}*")]);
     command.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
     let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
     if !output.status.success() {

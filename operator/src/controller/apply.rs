@@ -147,9 +147,12 @@ impl Controller {
                 event(false, "ScaledUp", format!("scaled {} from 0 to {replicas}", target.name)),
             );
             let patch = json!({"status": {"lastScaledUpTime": jiff::Timestamp::now()}});
-            self.elastis(&snapshot.elasti)
-                .patch_status(&name(&snapshot.elasti), &PatchParams::default(), &Patch::Merge(patch))
-                .await?;
+            let parameters = PatchParams::default();
+            let api = self.elastis(&snapshot.elasti);
+            // The target is woken whether or not this can be noted.
+            if let Err(error) = api.patch_status(&name(&snapshot.elasti), &parameters, &Patch::Merge(patch)).await {
+                tracing::warn!(elastiservice = %key, %error, "cannot note the time of the wake in the status");
+            }
         }
         Ok(())
     }

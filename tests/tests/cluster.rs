@@ -30,16 +30,32 @@ fn test_1_http_wakes_from_pods_hosts_and_node_ports() {
     sandbox.target(&target);
     let address = sandbox.cluster_address(&target, 80);
     let url = format!("http://{address}/");
-    let tls = format!("https://{}/", sandbox.cluster_address(&target, 443));
     let node_port = SocketAddr::new(NODE2.parse().unwrap(), sandbox.node_port(&target, 80));
-    let curl = ["curl", "-sS", "--max-time", "60", "-k"];
+    let curl = ["curl", "-sS", "--max-time", "60"];
     let pod = |node: usize, url: &str| from_pod(node, &[&curl[..], &[url]].concat());
 
     assert!(wake(&sandbox, &target, || pod(1, &url)).starts_with("nginx on web-"), "a pod on the target's node");
     assert!(wake(&sandbox, &target, || pod(2, &url)).starts_with("nginx on web-"), "a pod on the other node");
-    assert!(wake(&sandbox, &target, || pod(2, &tls)).starts_with("nginx on web-"), "TLS");
     assert!(wake(&sandbox, &target, || from_host(address, HTTP, 4096)).contains("nginx on web-"), "the host");
     assert!(wake(&sandbox, &target, || from_host(node_port, HTTP, 4096)).contains("nginx on web-"), "a node port");
+}
+
+#[test]
+fn test_1_tls_wakes_from_pods_hosts_and_node_ports() {
+    let (sandbox, target) = (Sandbox::new("tls"), Target::nginx("web"));
+    sandbox.target(&target);
+    let url = format!("https://{}/", sandbox.cluster_address(&target, 443));
+    let node_port = format!("https://{NODE2}:{}/", sandbox.node_port(&target, 443));
+    let curl = ["-sSk", "--max-time", "60"];
+    let pod = |node: usize| from_pod(node, &[&["curl"], &curl[..], &[&url]].concat());
+    let host = |url: &str| {
+        let output = std::process::Command::new("curl").args(curl).arg(url).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(wake(&sandbox, &target, || pod(1)).starts_with("nginx on web-"), "a pod on the target's node");
+    assert!(wake(&sandbox, &target, || pod(2)).starts_with("nginx on web-"), "a pod on the other node");
+    assert!(wake(&sandbox, &target, || host(&url)).starts_with("nginx on web-"), "the host");
+    assert!(wake(&sandbox, &target, || host(&node_port)).starts_with("nginx on web-"), "a node port");
 }
 
 #[test]

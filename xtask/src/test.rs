@@ -12,8 +12,9 @@ use crate::cluster::{Cluster, Options, ProxyMode};
 use crate::{install, process};
 
 /// What must be seen working on the whole cluster, by its number: a test that is missing or ignored fails the run.
-const REQUIRED: [&str; 13] = [
+const REQUIRED: [&str; 14] = [
     "test_1_http_wakes_from_pods_hosts_and_node_ports",
+    "test_1_tls_wakes_from_pods_hosts_and_node_ports",
     "test_1_redis_wakes_from_pods_hosts_and_node_ports",
     "test_1_a_server_that_speaks_first_wakes",
     "test_2_both_ports_of_a_service_wake_it",

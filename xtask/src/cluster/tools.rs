@@ -9,7 +9,7 @@ use crate::process;
 /// What every cluster needs: a program (or a file), and the package that has it.
 ///
 /// By program rather than by package, since another package may have it: Docker's `containerd.io` conflicts with Debian's.
-pub(super) const CLUSTER: [(&str, &str); 12] = [
+pub(super) const CLUSTER: [(&str, &str); 13] = [
     ("containerd", "containerd"),
     ("runc", "runc"),
     ("/usr/lib/cni/ptp", "containernetworking-plugins"),
@@ -22,6 +22,8 @@ pub(super) const CLUSTER: [(&str, &str); 12] = [
     ("sysctl", "procps"),
     ("openssl", "openssl"),
     ("cc", "gcc"),
+    // A client of the whole-cluster tests.
+    ("curl", "curl"),
 ];
 
 /// Installs the packages of those programs that are missing.

@@ -18,6 +18,7 @@ pub mod permissions;
 pub mod plan;
 pub mod ports;
 pub mod private_service;
+pub mod protocol;
 pub mod publication;
 pub mod resolvers;
 pub mod schedule;

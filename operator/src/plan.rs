@@ -19,6 +19,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::conditions;
 use crate::observed::{Observed, ResolverSlice, ServiceObserved, TargetObserved, TargetState, Verdict};
+use crate::protocol;
 use crate::schedule;
 use crate::slices;
 
@@ -531,6 +532,9 @@ fn state(observed: &Observed<'_>, service: &ServiceObserved) -> Option<ServiceSt
                 port: port.port,
                 interception_port: own.interception_port,
                 backends: observed.backends.get(&port.port).cloned().unwrap_or_default(),
+                protocol: protocol::protocol(&elasti.spec, port),
+                proxy_protocol: protocol::port_spec(&elasti.spec, port.port)
+                    .is_some_and(|spec| spec.proxy_protocol.is_some()),
             })
         })
         .collect();

@@ -1,6 +1,6 @@
 //! What unit tests share.
 
-use elasti_api::message::{HoldPolicy, Mode, PortState, ServiceState};
+use elasti_api::message::{HoldPolicy, Mode, PortState, Protocol, ServiceState};
 
 /// An intercepted ElastiService with one port, 80, and no backend.
 pub(crate) fn service_state(uid: &str, revision: u64, interception_port: u16) -> ServiceState {
@@ -14,7 +14,13 @@ pub(crate) fn service_state(uid: &str, revision: u64, interception_port: u16) ->
         redirect: true,
         cluster_ips: vec!["10.96.0.1".parse().unwrap()],
         fallback: vec![],
-        ports: vec![PortState { port: 80, interception_port, backends: vec![] }],
+        ports: vec![PortState {
+            port: 80,
+            interception_port,
+            backends: vec![],
+            protocol: Protocol::Auto,
+            proxy_protocol: false,
+        }],
         hold: HoldPolicy::default(),
     }
 }

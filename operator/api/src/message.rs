@@ -120,6 +120,25 @@ pub struct PortState {
     pub interception_port: u16,
     /// Ready endpoints of the target for this port: pod address and target port.
     pub backends: Vec<SocketAddr>,
+    /// What is spoken on the port, as far as anybody has said.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Connections to the target begin with a PROXY protocol v2 header that names the client.
+    #[serde(default)]
+    pub proxy_protocol: bool,
+}
+
+/// What is spoken on a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// Nobody has said: whoever speaks first shows it.
+    #[default]
+    Auto,
+    /// HTTP/1 or HTTP/2 without TLS.
+    Http,
+    /// Anything else: bytes.
+    Tcp,
 }
 
 /// How long and how many connections are held for one ElastiService.
@@ -130,12 +149,23 @@ pub struct HoldPolicy {
     pub timeout: Duration,
     /// More connections than this are refused, per resolver.
     pub max_connections: u32,
+    /// What a held connection may send before its sender has to wait, in bytes; `None`: as much as the kernel takes.
+    #[serde(default)]
+    pub max_buffered_bytes: Option<u32>,
+    /// Connections, or requests of HTTP, that one resolver has open to each ready pod at once; more wait. `None`:
+    /// [`HTTP_CONCURRENCY`] requests, and any number of connections.
+    #[serde(default)]
+    pub concurrency: Option<u32>,
 }
+
+/// HTTP requests that one resolver has open to each ready pod at once, where nothing else is said: more than a pod that has
+/// just started answers well, fewer than make it fall over.
+pub const HTTP_CONCURRENCY: u32 = 1000;
 
 impl Default for HoldPolicy {
     /// Ten minutes, as KubeElasti holds, and 10,000 connections, as Knative's activator queues for a revision.
     fn default() -> Self {
-        Self { timeout: Duration::from_mins(10), max_connections: 10_000 }
+        Self { timeout: Duration::from_mins(10), max_connections: 10_000, max_buffered_bytes: None, concurrency: None }
     }
 }
 
@@ -246,6 +276,8 @@ mod tests {
                 port: 80,
                 interception_port: 20_000,
                 backends: vec!["10.244.0.9:8080".parse().unwrap(), "[fd00::9]:8080".parse().unwrap()],
+                protocol: Protocol::Http,
+                proxy_protocol: true,
             }],
             hold: HoldPolicy::default(),
         }

@@ -81,6 +81,33 @@ pub struct ElastiServiceSpec {
     /// How connections are held while the target is not ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<Hold>,
+
+    /// What resolvers must know of single ports of the Service, where they cannot find it out themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 100), extend(
+        "x-kubernetes-list-type" = "map",
+        "x-kubernetes-list-map-keys" = ["port"],
+    ))]
+    pub ports: Option<Vec<PortSpec>>,
+}
+
+/// What resolvers must know of one port of the Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PortSpec {
+    /// The port's number in the Service.
+    #[schemars(range(min = 1, max = 65_535), extend("format" = "int32"))]
+    pub port: u16,
+    /// What is spoken on the port: `http` (HTTP/1 and h2c), `tcp` (anything else) or `auto` (whoever speaks first shows
+    /// it). Absent: the Service port's `appProtocol`, then its name, else `auto`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["auto", "http", "tcp"]))]
+    pub protocol: Option<String>,
+    /// Resolvers begin their connections to the target with a PROXY protocol header of this version. The target must
+    /// accept connections with and without one, since clients reach it directly while it is awake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["v2"]))]
+    pub proxy_protocol: Option<String>,
 }
 
 /// A resource with a `/scale` subresource in the namespace of the ElastiService.
@@ -272,6 +299,16 @@ pub struct Hold {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000), extend("format" = "int32"))]
     pub max_connections: Option<u32>,
+    /// What a held connection may send before its sender has to wait, in bytes. Absent: as much as the node's kernel
+    /// takes (`net.ipv4.tcp_rmem`, mostly 128 KiB).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 4096, max = 16_777_216), extend("format" = "int32"))]
+    pub max_buffered_bytes: Option<u32>,
+    /// Connections, or requests of HTTP, that one resolver has open to each ready pod at once; more wait. Absent: 1000
+    /// requests of HTTP, and any number of other connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100_000), extend("format" = "int32"))]
+    pub concurrency: Option<u32>,
 }
 
 /// What the operator has made of an ElastiService.
@@ -330,6 +367,8 @@ impl ElastiServiceSpec {
         HoldPolicy {
             timeout: hold.timeout.as_deref().and_then(duration).unwrap_or(default.timeout),
             max_connections: hold.max_connections.unwrap_or(default.max_connections),
+            max_buffered_bytes: hold.max_buffered_bytes,
+            concurrency: hold.concurrency,
         }
     }
 }

@@ -1,4 +1,4 @@
-use elasti_api::message::{HoldPolicy, MAX_LINE, Mode, PortState, decode};
+use elasti_api::message::{HoldPolicy, MAX_LINE, Mode, PortState, Protocol, decode};
 use futures::FutureExt;
 
 use super::*;
@@ -119,7 +119,13 @@ fn a_new_leader_says_again_what_there_is() {
 fn the_longest_state_fits_a_line() {
     let backend = "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().unwrap();
     for ports in [1, 40, 400] {
-        let ports = (0..ports).map(|port| PortState { port, interception_port: 59_999, backends: vec![backend; 2000] });
+        let ports = (0..ports).map(|port| PortState {
+            port,
+            interception_port: 59_999,
+            backends: vec![backend; 2000],
+            protocol: Protocol::Auto,
+            proxy_protocol: false,
+        });
         let publication = publication();
         publication.publish(ServiceState { ports: ports.collect(), ..state("a", 1) });
         assert!(publication.log().entries[&1].line.len() < MAX_LINE);

@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use elasti_api::message::{HoldPolicy, Mode, PortState, ServiceState};
+use elasti_api::message::{HoldPolicy, Mode, PortState, Protocol, ServiceState};
 use elasti_api::names;
 use elasti_resolver::app::{self, Redirection};
 use elasti_resolver::config::{Arguments, Config};
@@ -130,7 +130,13 @@ pub(crate) fn state(uid: &str, revision: u64, interception_port: u16, backends: 
         redirect: true,
         cluster_ips: vec!["10.96.0.1".parse().unwrap()],
         fallback: vec![],
-        ports: vec![PortState { port: 80, interception_port, backends: backends.to_vec() }],
+        ports: vec![PortState {
+            port: 80,
+            interception_port,
+            backends: backends.to_vec(),
+            protocol: Protocol::Auto,
+            proxy_protocol: false,
+        }],
         hold: HoldPolicy::default(),
     }
 }

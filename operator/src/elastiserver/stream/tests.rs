@@ -1,6 +1,6 @@
 use elasti_api::message::{
-    HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, HoldPolicy, MAX_LINE, Mode, OperatorMessage, PortState, ResolverMessage,
-    ServiceState, decode, encode,
+    HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, HoldPolicy, MAX_LINE, Mode, OperatorMessage, PortState, Protocol,
+    ResolverMessage, ServiceState, decode, encode,
 };
 use http_body_util::BodyExt;
 use http_body_util::channel::Sender;
@@ -196,7 +196,13 @@ fn state(revision: u64, backends: usize) -> ServiceState {
         redirect: false,
         cluster_ips: vec![],
         fallback: vec![],
-        ports: vec![PortState { port: 80, interception_port: 20_000, backends }],
+        ports: vec![PortState {
+            port: 80,
+            interception_port: 20_000,
+            backends,
+            protocol: Protocol::Auto,
+            proxy_protocol: false,
+        }],
         hold: HoldPolicy::default(),
     }
 }

@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::connection::Context;
 use crate::forward::Dialer;
 use crate::interception::{Interception, Redirect};
-use crate::listener::Context;
 use crate::metrics::Metrics;
 use crate::report::Board;
 use crate::stream;
@@ -58,8 +58,7 @@ pub struct Bound {
     supervisor: Supervisor,
     said: mpsc::Receiver<Said>,
     connector: Connector,
-    connections: TaskTracker,
-    ended: CancellationToken,
+    context: Context,
     drain_timeout: Duration,
 }
 
@@ -69,18 +68,18 @@ pub async fn build(config: Config, redirection: Redirection, levels: Levels) -> 
     let metrics = Metrics::new(&registry)?;
     let readiness = Readiness::default();
     readiness.block(SNAPSHOT);
-    let (board, heard, connections, ended) =
-        (Board::default(), Heard::default(), TaskTracker::new(), CancellationToken::new());
+    let (board, heard) = (Board::default(), Heard::default());
     let (redirect, mark, redirect_disabled) = match redirection {
         Redirection::On { redirect, mark } => (Some(redirect), Some(mark), None),
         Redirection::Off(reason) => (None, None, Some(reason)),
     };
     let dialer = Dialer { mark };
+    let context = Context::new(dialer);
     let supervisor = Supervisor::new(Parts {
         pod: config.pod_ips.clone(),
         patience: config.patience,
         interception: Interception::new(redirect, metrics.clone()),
-        context: Context { dialer, connections: connections.clone(), ended: ended.clone() },
+        context: context.clone(),
         board: board.clone(),
         heard: heard.clone(),
         readiness: readiness.clone(),
@@ -108,8 +107,7 @@ pub async fn build(config: Config, redirection: Redirection, levels: Levels) -> 
         supervisor,
         said,
         connector,
-        connections,
-        ended,
+        context,
         drain_timeout: config.drain_timeout,
     })
 }
@@ -118,13 +116,15 @@ impl Bound {
     /// Runs until `shutdown`; then leaves the slices, goes on serving until connections have ended or the drain time
     /// has, and resets what is left.
     pub async fn run(self, shutdown: CancellationToken) {
-        let Self { routes, connections, ended, drain_timeout, .. } = self;
+        let Self { routes, context, drain_timeout, .. } = self;
+        let Context { connections, leaving, ended, .. } = context;
         let tasks = TaskTracker::new();
         tasks.spawn(self.server.serve(move |request| std::future::ready(routes.answer(&request)), ended.clone()));
         tasks.spawn(self.supervisor.run(self.said, shutdown.clone()));
         tasks.spawn(stream::run(self.connector, ended.clone()));
 
         shutdown.cancelled().await;
+        leaving.cancel();
         self.readiness.block("nothing: the resolver is shutting down");
         let drained = tokio::time::timeout(drain_timeout, async {
             tokio::time::sleep(LEAVE_GRACE).await;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use prometheus::IntCounter;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -31,22 +31,8 @@ pub struct Dialer {
 }
 
 impl Dialer {
-    /// Connects to any of the targets, in an order that spreads connections, each `within` that time; `None` when all
-    /// of them failed.
-    pub async fn any(&self, targets: &[SocketAddr], within: Duration) -> Option<TcpStream> {
-        let first = fastrand::usize(..targets.len().max(1));
-        let (before, after) = targets.split_at_checked(first)?;
-        for target in after.iter().chain(before) {
-            match self.connect(*target, within).await {
-                Ok(stream) => return Some(stream),
-                Err(error) => tracing::debug!(%target, %error, "dial failed"),
-            }
-        }
-        None
-    }
-
-    /// Connects to one address.
-    pub async fn connect(&self, address: SocketAddr, within: Duration) -> io::Result<TcpStream> {
+    /// Connects to `address` and sends `header`, a PROXY protocol header or nothing.
+    pub async fn connect(&self, address: SocketAddr, header: &[u8], within: Duration) -> io::Result<TcpStream> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_nodelay(true)?;
         SockRef::from(&socket).set_tcp_keepalive(&keepalive())?;
@@ -54,7 +40,14 @@ impl Dialer {
         if let Some(Err(error)) = self.mark.map(|mark| mark(&socket)) {
             tracing::debug!(%error, "cannot mark a socket");
         }
-        timeout(within, socket.connect(address)).await?
+        timeout(within, async {
+            let mut stream = socket.connect(address).await?;
+            if !header.is_empty() {
+                stream.write_all(header).await?;
+            }
+            Ok(stream)
+        })
+        .await?
     }
 }
 

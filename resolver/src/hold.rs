@@ -1,20 +1,21 @@
-//! The life of one connection until it reaches the target: dialled at once when backends are known, else held.
+//! The way to the target, however long it takes: dialled at once when backends are known, else held. What waits is an
+//! accepted connection of which nothing has been read, or an HTTP request on a connection that was forwarded before.
 //!
-//! A held connection ends in one of the ways of [`Closed`]; whatever the way, its place is free again at once.
+//! Waiting ends in one of the ways of [`Closed`]; whatever the way, its place is free again at once.
 
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
-use tokio_util::sync::CancellationToken;
 
-use crate::forward::{self, Dialer};
-use crate::service::{Service, View};
+use crate::balance::{Load, Place};
+use crate::connection::Client;
+use crate::forward::Dialer;
+use crate::service::{PortView, Service, View};
 
 /// A target that is up answers a dial within this, so a connection to it is never counted as held; one that takes
 /// longer may be gone, and the operators must know that somebody waits. Half a packet's retransmission time (200 ms).
@@ -69,42 +70,46 @@ impl Closed {
     }
 }
 
-/// Serves one accepted connection to its end. `ended` ends it with a reset.
-pub async fn serve(service: Arc<Service>, port: u16, client: TcpStream, dialer: Dialer, ended: CancellationToken) {
-    let accepted = Instant::now();
-    service.accept();
-    match ended.run_until_cancelled(reach(&service, port, &client, dialer, accepted)).await {
-        Some(Ok(target)) => {
-            let _forwarding = service.forward();
-            forward::copy(client, target, &service.metrics().bytes, &ended).await;
-        }
-        refused => {
-            let reason = refused.and_then(Result::err).unwrap_or(Closed::Shutdown);
-            service.close(reason);
-            forward::reset(&client);
-        }
-    }
+/// A connection to the target that nothing has been sent on, and its place at the backend.
+#[derive(Debug)]
+pub struct Reached {
+    /// The connection.
+    pub target: TcpStream,
+    /// Counts it.
+    pub place: Place,
 }
 
-/// A connection to the target, however long it takes.
-async fn reach(
-    service: &Arc<Service>,
-    port: u16,
-    client: &TcpStream,
-    dialer: Dialer,
-    accepted: Instant,
-) -> Result<TcpStream, Closed> {
+/// What wants to reach the target.
+#[derive(Clone, Copy, Debug)]
+pub struct Seeker<'a> {
+    /// Whose target.
+    pub service: &'a Arc<Service>,
+    /// The interception port.
+    pub port: u16,
+    /// Opens connections.
+    pub dialer: Dialer,
+    /// Who asks: what a PROXY protocol header says.
+    pub client: Client,
+    /// Most connections or requests to one backend.
+    pub concurrency: Option<u32>,
+    /// Since when it has been wanted; the hold time counts from here.
+    pub since: Instant,
+}
+
+/// Reaches the target, or says why it never will. `left` ends when the client has gone.
+pub async fn reach(seeker: &Seeker<'_>, left: impl Future<Output = ()>) -> Result<Reached, Closed> {
+    let Seeker { service, port, since, .. } = *seeker;
     let views = service.views();
     let (policy, reachable) = {
         let view = views.borrow();
         (view.hold, view.reachable(port))
     };
-    let mut target = pin!(dial(views, port, dialer));
+    let mut target = pin!(dial(views, seeker));
     // No timer for a target that is down: even one of zero costs a millisecond.
     if reachable && let Ok(reached) = timeout(GRACE, &mut target).await {
         return reached;
     }
-    let held = service.hold(accepted, policy.max_connections).ok_or(Closed::Limit)?;
+    let held = service.hold(since, policy.max_connections).ok_or(Closed::Limit)?;
     tokio::select! {
         reached = &mut target => {
             if reached.is_ok() {
@@ -112,8 +117,8 @@ async fn reach(
             }
             reached
         }
-        () = left(client) => Err(Closed::ClientLeft),
-        () = sleep(policy.timeout.saturating_sub(accepted.elapsed())) => {
+        () = left => Err(Closed::ClientLeft),
+        () = sleep(policy.timeout.saturating_sub(since.elapsed())) => {
             let reachable = service.views().borrow().reachable(port);
             Err(if reachable { Closed::DialFailed } else { Closed::Timeout })
         }
@@ -122,18 +127,18 @@ async fn reach(
 
 /// Dials what the view names, round after round, and starts anew when it changes. Ends only with a connection, or
 /// because the port is gone.
-async fn dial(mut views: watch::Receiver<View>, port: u16, dialer: Dialer) -> Result<TcpStream, Closed> {
+async fn dial(mut views: watch::Receiver<View>, seeker: &Seeker<'_>) -> Result<Reached, Closed> {
     let (mut within, mut pause) = (DIAL_MIN, PAUSE_MIN);
     loop {
-        let targets = views.borrow_and_update().targets.get(&port).cloned().ok_or(Closed::Removed)?;
+        let port = views.borrow_and_update().ports.get(&seeker.port).cloned().ok_or(Closed::Removed)?;
         tokio::select! {
-            reached = round(&dialer, &targets, within, pause) => {
-                if let Some(target) = reached {
-                    return Ok(target);
+            reached = round(seeker, &port, within, pause) => {
+                if let Some(reached) = reached {
+                    return Ok(reached);
                 }
                 (within, pause) = ((within * 2).min(DIAL_MAX), (pause * 2).min(PAUSE_MAX));
             }
-            changed = changed(&mut views, port, &targets) => {
+            changed = changed(&mut views, seeker.port, &port) => {
                 changed?;
                 (within, pause) = (DIAL_MIN, PAUSE_MIN);
             }
@@ -141,48 +146,41 @@ async fn dial(mut views: watch::Receiver<View>, port: u16, dialer: Dialer) -> Re
     }
 }
 
-/// Dials each target once; a pause follows when all fail. Without targets it never ends.
-async fn round(dialer: &Dialer, targets: &[SocketAddr], within: Duration, pause: Duration) -> Option<TcpStream> {
-    if targets.is_empty() {
-        return std::future::pending().await;
+/// Dials each backend once, as places become free; a pause follows when all fail. Without backends it never ends.
+async fn round(seeker: &Seeker<'_>, port: &PortView, within: Duration, pause: Duration) -> Option<Reached> {
+    let load = seeker.service.load();
+    let header = if port.proxy_protocol { seeker.client.proxy_header() } else { Vec::new() };
+    let mut untried = port.targets.to_vec();
+    loop {
+        if untried.is_empty() && !port.targets.is_empty() {
+            sleep(pause).await;
+            return None;
+        }
+        let place = place(load, &untried, seeker.concurrency).await;
+        let backend = place.backend();
+        match seeker.dialer.connect(backend, &header, within).await {
+            Ok(target) => return Some(Reached { target, place }),
+            Err(error) => {
+                tracing::debug!(%backend, %error, "dial failed");
+                place.failed();
+                untried.retain(|address| *address != backend);
+            }
+        }
     }
-    let reached = dialer.any(targets, within).await;
-    if reached.is_none() {
-        sleep(pause).await;
+}
+
+/// Waits for a place.
+async fn place(load: &Arc<Load>, backends: &[SocketAddr], limit: Option<u32>) -> Place {
+    loop {
+        if let Some(place) = load.take(backends, limit) {
+            return place;
+        }
+        load.freed().await;
     }
-    reached
 }
 
 /// Waits until the port has other targets.
-async fn changed(views: &mut watch::Receiver<View>, port: u16, old: &Arc<[SocketAddr]>) -> Result<(), Closed> {
-    let changed = views.wait_for(|view| view.targets.get(&port) != Some(old)).await;
+async fn changed(views: &mut watch::Receiver<View>, port: u16, old: &PortView) -> Result<(), Closed> {
+    let changed = views.wait_for(|view| view.ports.get(&port) != Some(old)).await;
     changed.map(drop).map_err(|_| Closed::Removed)
-}
-
-/// Waits until the client has left: its connection broke, or it closed it without having sent anything. A client that
-/// has sent something and then closed its sending side may be waiting for the answer.
-async fn left(client: &TcpStream) {
-    let mut first = [0];
-    if let Ok(1..) = client.peek(&mut first).await {
-        // The kernel reports a broken connection (EPOLLERR) whatever is unread; what else fails counts as broken too.
-        drop(client.ready(Interest::ERROR).await);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::metrics::Metrics;
-    use crate::report::Board;
-
-    /// Ten thousand held connections, the default limit of a Service, cost 40 MB at most.
-    #[tokio::test]
-    async fn a_connection_costs_less_than_four_kilobytes() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
-        let service = Arc::new(Service::new("n", "s", metrics, Board::default().news()));
-        let connection = serve(service, 1, client, Dialer::default(), CancellationToken::new());
-        assert!(size_of_val(&connection) < 4096, "{} bytes", size_of_val(&connection));
-    }
 }

@@ -9,14 +9,19 @@
 //! One task owns all state; it and the connections talk through watch channels, so nothing queues without bound.
 
 pub mod app;
+pub mod balance;
 pub mod config;
+pub mod connection;
 pub mod directory;
 pub mod fallback;
 pub mod forward;
 pub mod hold;
+pub mod http;
 pub mod interception;
 pub mod listener;
 pub mod metrics;
+pub mod protocol;
+pub mod proxy_protocol;
 pub mod redirect;
 pub mod report;
 pub mod service;

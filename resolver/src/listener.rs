@@ -9,10 +9,9 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tokio_util::task::TaskTracker;
 
-use crate::forward::{self, Dialer};
-use crate::hold;
+use crate::connection::{self, Context};
+use crate::forward;
 use crate::service::Service;
 
 /// Connections that the kernel accepts before we do; it takes no more than `net.core.somaxconn`, 4096 by default.
@@ -20,17 +19,6 @@ const BACKLOG: i32 = 4096;
 
 /// Pause after a failed accept: the cause, mostly too many open files, does not go away within microseconds.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// What all connections need.
-#[derive(Clone, Debug)]
-pub struct Context {
-    /// Opens connections to targets.
-    pub dialer: Dialer,
-    /// Every connection is a task here.
-    pub connections: TaskTracker,
-    /// Ends every connection.
-    pub ended: CancellationToken,
-}
 
 /// An open listener; closed when dropped. Connections that it accepted live on.
 #[derive(Debug)]
@@ -41,7 +29,7 @@ impl Listener {
     pub fn open(port: u16, service: Arc<Service>, context: Context) -> io::Result<Self> {
         let listener = bind(port)?;
         let closed = CancellationToken::new();
-        tokio::spawn(accept(listener, port, service, context, closed.clone()));
+        tokio::spawn(accept(listener, port, service, Arc::new(context), closed.clone()));
         Ok(Self(closed.drop_guard()))
     }
 }
@@ -68,13 +56,19 @@ fn bind_to(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-async fn accept(listener: TcpListener, port: u16, service: Arc<Service>, context: Context, closed: CancellationToken) {
+async fn accept(
+    listener: TcpListener,
+    port: u16,
+    service: Arc<Service>,
+    context: Arc<Context>,
+    closed: CancellationToken,
+) {
     let mut failing = false;
     while let Some(accepted) = closed.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((client, _)) => {
                 failing = false;
-                let connection = hold::serve(Arc::clone(&service), port, client, context.dialer, context.ended.clone());
+                let connection = connection::serve(Arc::clone(&service), port, client, Arc::clone(&context));
                 context.connections.spawn(connection);
             }
             Err(error) => {

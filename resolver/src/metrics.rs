@@ -20,6 +20,7 @@ pub struct Metrics {
     held: IntGaugeVec,
     forwarding: IntGaugeVec,
     accepted: IntCounterVec,
+    requests: IntCounterVec,
     closed: IntCounterVec,
     bytes: IntCounterVec,
     wake: HistogramVec,
@@ -43,6 +44,7 @@ impl Metrics {
             held: by_service("held_connections", "Connections that wait for the target.")?,
             forwarding: by_service("forwarded_connections", "Connections that are forwarded now.")?,
             accepted: counted("accepted_connections_total", "Connections accepted.")?,
+            requests: counted("requests_total", "HTTP requests forwarded, or answered in place of the target.")?,
             closed: IntCounterVec::new(
                 Opts::new(name("closed_connections_total"), "Held connections that never reached the target."),
                 &["namespace", "service", "reason"],
@@ -61,10 +63,11 @@ impl Metrics {
                 "Messages ignored because a newer operator sent them.",
             )?,
         };
-        let collectors: [Box<dyn Collector>; 10] = [
+        let collectors: [Box<dyn Collector>; 11] = [
             Box::new(metrics.held.clone()),
             Box::new(metrics.forwarding.clone()),
             Box::new(metrics.accepted.clone()),
+            Box::new(metrics.requests.clone()),
             Box::new(metrics.closed.clone()),
             Box::new(metrics.bytes.clone()),
             Box::new(metrics.wake.clone()),
@@ -84,6 +87,7 @@ impl Metrics {
             held: self.held.with_label_values(&labels),
             forwarding: self.forwarding.with_label_values(&labels),
             accepted: self.accepted.with_label_values(&labels),
+            requests: self.requests.with_label_values(&labels),
             bytes: self.bytes.with_label_values(&labels),
             closed: Closed::ALL.map(|reason| self.closed.with_label_values(&[namespace, service, reason.as_str()])),
         }
@@ -96,6 +100,7 @@ impl Metrics {
         drop(self.held.remove_label_values(&labels));
         drop(self.forwarding.remove_label_values(&labels));
         drop(self.accepted.remove_label_values(&labels));
+        drop(self.requests.remove_label_values(&labels));
         drop(self.bytes.remove_label_values(&labels));
         for reason in Closed::ALL {
             drop(self.closed.remove_label_values(&[namespace, service, reason.as_str()]));
@@ -128,6 +133,8 @@ pub struct ServiceMetrics {
     pub forwarding: IntGauge,
     /// Connections accepted.
     pub accepted: IntCounter,
+    /// HTTP requests.
+    pub requests: IntCounter,
     /// Bytes forwarded, both directions.
     pub bytes: IntCounter,
     closed: [IntCounter; Closed::ALL.len()],

@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use elasti_api::message::HoldPolicy;
+use elasti_api::message::{HoldPolicy, Protocol};
 use tokio::sync::watch;
 
+use crate::balance::Load;
 use crate::hold::Closed;
 use crate::metrics::{Metrics, ServiceMetrics};
 use crate::report::{News, Traffic};
@@ -22,14 +23,29 @@ use crate::wake::{Episode, Timeline};
 pub struct View {
     /// How connections are held.
     pub hold: HoldPolicy,
-    /// Where connections to an interception port go, nowhere yet if empty. A port that is absent is no more.
-    pub targets: BTreeMap<u16, Arc<[SocketAddr]>>,
+    /// The interception ports. One that is absent is no more.
+    pub ports: BTreeMap<u16, PortView>,
+    /// Clients can reach the target directly: those that can be sent there shall be.
+    pub direct: bool,
+}
+
+/// What connections need to know of an interception port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PortView {
+    /// Where connections go; nowhere yet if empty.
+    pub targets: Arc<[SocketAddr]>,
+    /// What is spoken on it, as far as anybody has said.
+    pub protocol: Protocol,
+    /// Connections to the target begin with a PROXY protocol header.
+    pub proxy_protocol: bool,
+    /// What clients have dialled: the Service's cluster IPs with the port of the Service.
+    pub destinations: Arc<[SocketAddr]>,
 }
 
 impl View {
     /// Whether a connection to `port` has somewhere to go.
     pub fn reachable(&self, port: u16) -> bool {
-        self.targets.get(&port).is_some_and(|targets| !targets.is_empty())
+        self.ports.get(&port).is_some_and(|port| !port.targets.is_empty())
     }
 }
 
@@ -47,6 +63,7 @@ pub struct Service {
     name: String,
     view: watch::Sender<View>,
     waiting: Mutex<Waiting>,
+    load: Arc<Load>,
     forwarding: AtomicU32,
     accepted: AtomicU64,
     all_metrics: Metrics,
@@ -62,6 +79,7 @@ impl Service {
             name: name.into(),
             view: watch::Sender::new(View::default()),
             waiting: Mutex::default(),
+            load: Arc::default(),
             forwarding: AtomicU32::new(0),
             accepted: AtomicU64::new(0),
             metrics: all_metrics.service(namespace, name),
@@ -82,7 +100,7 @@ impl Service {
 
     /// Puts a new view in force.
     pub fn set(&self, view: View) {
-        if view.targets.values().any(|targets| !targets.is_empty())
+        if view.ports.values().any(|port| !port.targets.is_empty())
             && let Some(episode) = &mut self.waiting().episode
         {
             episode.ready(Instant::now());
@@ -120,6 +138,17 @@ impl Service {
     pub fn accept(&self) {
         self.accepted.fetch_add(1, Ordering::Relaxed);
         self.metrics.accepted.inc();
+    }
+
+    /// Counts a request of HTTP. It is traffic as a new connection is.
+    pub fn request(&self) {
+        self.accepted.fetch_add(1, Ordering::Relaxed);
+        self.metrics.requests.inc();
+    }
+
+    /// What is open to each backend.
+    pub fn load(&self) -> &Arc<Load> {
+        &self.load
     }
 
     /// Counts a connection as held until the guard goes; `None` when as many are held as may be. The operators learn at
@@ -178,6 +207,13 @@ impl Service {
     }
 }
 
+/// Namespace and name of the Service.
+impl std::fmt::Display for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
 /// Counts a connection as held.
 #[derive(Debug)]
 #[must_use]
@@ -191,7 +227,8 @@ impl Held {
             let held = waiting.held;
             (waiting.episode.as_mut().and_then(|episode| episode.forwarded(Instant::now())), held)
         };
-        if let Some(timeline) = timeline {
+        // What waited for a place, or for a dial, at a target that was up all the time has woken nobody.
+        if let Some(timeline) = timeline.filter(|timeline| timeline.ready.is_some()) {
             self.0.all_metrics.woken(&timeline);
             self.0.log_wake(&timeline, held);
         }
@@ -278,8 +315,8 @@ mod tests {
             let mut waiting = service.waiting();
             waiting.episode.as_mut().unwrap().forwarded(Instant::now()).unwrap().ready
         };
-        service
-            .set(View { targets: BTreeMap::from([(1, ["10.0.0.1:80".parse().unwrap()].into())]), ..View::default() });
+        let port = PortView { targets: ["10.0.0.1:80".parse().unwrap()].into(), ..PortView::default() };
+        service.set(View { ports: BTreeMap::from([(1, port)]), ..View::default() });
         assert!(ready(&service).is_some());
     }
 }

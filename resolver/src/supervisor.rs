@@ -4,23 +4,24 @@
 //! what is in effect. A port that cannot be opened holds up nothing else and is tried again every second.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use elasti_api::message::{OperatorMessage, ServiceState};
+use elasti_api::message::{Mode, OperatorMessage, ServiceState};
 use elasti_runtime::admin::Readiness;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use crate::connection::Context;
 use crate::directory::{Directory, Speaker};
 use crate::fallback::{self, Patience, Phase};
 use crate::interception::{self, Entries, Interception};
-use crate::listener::{Context, Listener};
+use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::report::{Ack, Board};
-use crate::service::{Service, View};
+use crate::service::{PortView, Service, View};
 
 /// What `/readyz` waits for.
 pub const SNAPSHOT: &str = "snapshot of an operator";
@@ -205,12 +206,7 @@ impl Supervisor {
             tracing::info!(namespace, service, mode, revision = state.revision, "changed");
         }
         live.state = state;
-        let targets = live
-            .state
-            .ports
-            .iter()
-            .map(|port| (port.interception_port, fallback::targets(&live.state, port, self.phase)));
-        live.service.set(View { hold: live.state.hold, targets: targets.collect() });
+        live.service.set(view(&live.state, self.phase));
         let was = live.error.take();
         for port in live.state.ports.iter().map(|port| port.interception_port) {
             if live.listeners.contains_key(&port) {
@@ -249,4 +245,18 @@ impl Supervisor {
             error: live.error.clone().or_else(|| unredirected.map(str::to_owned)),
         }
     }
+}
+
+/// What connections need to know of `state`.
+fn view(state: &ServiceState, phase: Phase) -> View {
+    let ports = state.ports.iter().map(|port| {
+        let view = PortView {
+            targets: fallback::targets(state, port, phase),
+            protocol: port.protocol,
+            proxy_protocol: port.proxy_protocol,
+            destinations: state.cluster_ips.iter().map(|ip| SocketAddr::new(*ip, port.port)).collect(),
+        };
+        (port.interception_port, view)
+    });
+    View { hold: state.hold, ports: ports.collect(), direct: state.mode == Mode::Serve }
 }

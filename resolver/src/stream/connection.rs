@@ -173,7 +173,7 @@ impl Connector {
         let tls = TlsConnector::from(Arc::new(self.tls().await?));
         let name = ServerName::try_from(self.identity.host.clone())
             .map_err(|error| StreamError::Request(format!("'{}' is no host: {error}", self.identity.host)))?;
-        let stream = self.dialer.connect(address, CONNECT_TIMEOUT).await?;
+        let stream = self.dialer.connect(address, &[], CONNECT_TIMEOUT).await?;
         let stream = tls.connect(name, stream).await?;
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;

@@ -236,3 +236,82 @@ async fn one_service_in_trouble_does_not_hold_up_another() {
     drop(occupier);
     world.operator.hears_listening("a", 1).await;
 }
+
+#[tokio::test]
+async fn a_target_that_wants_to_know_learns_its_client_first() {
+    const HEADER: usize = 28;
+    let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    let target = backend(move |mut stream| {
+        let told = told.clone();
+        async move {
+            let mut header = [0; HEADER];
+            stream.read_exact(&mut header).await.unwrap();
+            told.send(header).unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            drop(stream.read(&mut [0; 64]).await);
+        }
+    })
+    .await;
+    let port = free_port();
+    let mut intercepted = state("a", 1, port, &[target]);
+    intercepted.ports[0].proxy_protocol = true;
+    let world = World::new(vec![intercepted]).await;
+    world.operator.hears_listening("a", 1).await;
+    for request in ["\x16\x03\x01", "GET / HTTP/1.1\r\nhost: a\r\n\r\n"] {
+        let mut client = dial(port).await;
+        client.write_all(request.as_bytes()).await.unwrap();
+        let header = soon(hears.recv()).await.unwrap();
+        assert_eq!(header[..12], *b"\r\n\r\n\0\r\nQUIT\n");
+        // The client, and the Service that it has dialled.
+        assert_eq!(header[16..24], [127, 0, 0, 1, 10, 96, 0, 1]);
+        assert_eq!(header[24..26], client.local_addr().unwrap().port().to_be_bytes());
+        assert_eq!(header[26..28], 80_u16.to_be_bytes());
+        drop(soon(client.read(&mut [0; 64])).await);
+    }
+}
+
+#[tokio::test]
+async fn no_more_connections_than_the_limit_are_open_to_a_backend() {
+    let hold = HoldPolicy { concurrency: Some(1), ..HoldPolicy::default() };
+    let (world, port, [mut first, mut second]) = at_zero(hold).await;
+    world.operator.hears_held("a", 2).await;
+    world.operator.set(&ServiceState { hold, ..state("a", 1, port, &[echo().await]) });
+    world.operator.hears_held("a", 1).await;
+    first.write_all(b"1").await.unwrap();
+    second.write_all(b"2").await.unwrap();
+    tokio::select! {
+        _ = first.readable() => drop(std::mem::replace(&mut first, second)),
+        _ = second.readable() => drop(second),
+    }
+    soon(first.read_exact(&mut [0])).await.unwrap();
+    world.operator.hears_held("a", 0).await;
+}
+
+#[tokio::test]
+async fn a_held_client_that_sends_too_much_has_to_wait_and_loses_nothing() {
+    const BOUND: u32 = 8192;
+    let hold = HoldPolicy { max_buffered_bytes: Some(BOUND), ..HoldPolicy::default() };
+    let (world, port, [client]) = at_zero(hold).await;
+    world.operator.hears_held("a", 1).await;
+    // Far more than the own sending side may buffer too.
+    socket2::SockRef::from(&client).set_send_buffer_size(8192).unwrap();
+    let all: Vec<u8> = (0..1 << 20).map(|at: u32| u8::try_from(at % 251).unwrap()).collect();
+    let mut sent = 0;
+    while let Ok(Ok(more)) = tokio::time::timeout(Duration::from_millis(200), async {
+        client.writable().await.unwrap();
+        client.try_write(&all[sent..])
+    })
+    .await
+    {
+        sent += more;
+    }
+    assert!(sent < 300_000, "{sent} bytes were taken of a client that is held");
+    let (mut from, mut to) = client.into_split();
+    let rest = all[sent..].to_vec();
+    let sending = tokio::spawn(async move { to.write_all(&rest).await.map(|()| to) });
+    world.operator.set(&ServiceState { hold, ..state("a", 1, port, &[echo().await]) });
+    let mut back = vec![0; all.len()];
+    soon(from.read_exact(&mut back)).await.unwrap();
+    assert!(back == all);
+    soon(sending).await.unwrap().unwrap();
+}

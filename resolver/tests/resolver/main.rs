@@ -5,6 +5,8 @@
 
 mod backend;
 mod connections;
+mod http;
+mod http2;
 mod operator;
 mod redirects;
 mod streams;

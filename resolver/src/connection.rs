@@ -1,0 +1,256 @@
+//! The life of one accepted connection: it reaches the target, its protocol is recognised, it is forwarded; or it is
+//! refused in the words of its protocol. Nothing is read from it before it has reached the target: what it has sent
+//! waits in the kernel.
+//!
+//! A silent client is never judged by a clock: whoever speaks first, client or target, shows what is spoken.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use elasti_api::message::Protocol;
+use rustix::net::RecvFlags;
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::forward::{self, Dialer};
+use crate::hold::{self, Closed, Seeker};
+use crate::http::{self, Session};
+use crate::protocol::{self, FIRST_BYTES, Spoken};
+use crate::proxy_protocol;
+use crate::service::Service;
+
+/// A client that is refused has this long to show what it speaks: its first packet is on its way, or there is none.
+const REFUSAL_PATIENCE: Duration = Duration::from_millis(100);
+
+/// Clients that are refused in the words of their protocol at once, over all Services; others are reset. The answer
+/// costs some kilobytes and the client's patience, and who is refused by the thousand is not reading answers.
+const REFUSALS: usize = 256;
+
+/// What a forwarded connection may buffer if it was bounded while it was held: the kernel's own default for a socket
+/// whose buffer is set by hand (`net.core.rmem_max`).
+const FORWARDED_BUFFER: usize = 212_992;
+
+/// What all connections need.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Opens connections to targets.
+    pub dialer: Dialer,
+    /// Every connection is a task here.
+    pub connections: TaskTracker,
+    /// The resolver is about to stop: clients that can go elsewhere shall.
+    pub leaving: CancellationToken,
+    /// Ends every connection.
+    pub ended: CancellationToken,
+    refusals: Arc<Semaphore>,
+}
+
+impl Context {
+    /// Nobody leaves or ends yet.
+    pub fn new(dialer: Dialer) -> Self {
+        Self {
+            dialer,
+            connections: TaskTracker::new(),
+            leaving: CancellationToken::new(),
+            ended: CancellationToken::new(),
+            refusals: Arc::new(Semaphore::new(REFUSALS)),
+        }
+    }
+}
+
+/// The two ends of a client's connection, as the client sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// The client.
+    pub address: SocketAddr,
+    /// What it has dialled: the Service's cluster IP.
+    pub destination: SocketAddr,
+}
+
+impl Client {
+    fn of(stream: &TcpStream, service: &Service, port: u16) -> io::Result<Self> {
+        let address = canonical(stream.peer_addr()?);
+        let views = service.views();
+        let view = views.borrow();
+        let destinations = view.ports.get(&port).map(|port| Arc::clone(&port.destinations)).unwrap_or_default();
+        let destination = destinations.iter().find(|destination| destination.is_ipv4() == address.is_ipv4());
+        let destination = destination.copied().map_or_else(|| stream.local_addr().map(canonical), Ok)?;
+        Ok(Self { address, destination })
+    }
+
+    /// What names this client to a target that wants to know.
+    pub fn proxy_header(&self) -> Vec<u8> {
+        proxy_protocol::header(self.address, self.destination)
+    }
+}
+
+/// IPv4 as IPv4: listeners take both families.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Serves one accepted connection to its end. The context's end ends it with a reset.
+pub async fn serve(service: Arc<Service>, port: u16, stream: TcpStream, context: Arc<Context>) {
+    let since = Instant::now();
+    service.accept();
+    let Ok(client) = Client::of(&stream, &service, port) else {
+        service.close(Closed::ClientLeft);
+        return;
+    };
+    let (protocol, policy) = {
+        let views = service.views();
+        let view = views.borrow();
+        (view.ports.get(&port).map(|port| port.protocol).unwrap_or_default(), view.hold)
+    };
+    if let Some(most) = policy.max_buffered_bytes {
+        buffer(&stream, most as usize);
+    }
+    let seeker =
+        Seeker { service: &service, port, dialer: context.dialer, client, concurrency: policy.concurrency, since };
+    let mut held = HeldStream { stream, disturbed: false };
+    let reached = context.ended.run_until_cancelled(hold::reach(&seeker, held.left(protocol))).await;
+    let Ok(stream) = held.take() else { return };
+    let reached = match reached.unwrap_or(Err(Closed::Shutdown)) {
+        Ok(reached) => reached,
+        Err(reason) => {
+            service.close(reason);
+            return Box::pin(refuse(&service, stream, protocol, reason, &context)).await;
+        }
+    };
+    if policy.max_buffered_bytes.is_some() {
+        buffer(&stream, FORWARDED_BUFFER);
+    }
+    let forwarding = service.forward();
+    let spoken = context.ended.run_until_cancelled(first_speaker(&stream, &reached.target, protocol)).await;
+    match spoken.unwrap_or(Spoken::Bytes) {
+        Spoken::Bytes => {
+            forward::copy(stream, reached.target, &service.metrics().bytes, &context.ended).await;
+            drop((forwarding, reached.place));
+        }
+        spoken => {
+            drop(forwarding);
+            let session = Session { service, port, client, context };
+            Box::pin(http::serve(spoken, stream, reached, session)).await;
+        }
+    }
+}
+
+/// Bounds what the kernel takes of what the peer sends. It fails for no socket that is open.
+fn buffer(stream: &TcpStream, bytes: usize) {
+    drop(SockRef::from(stream).set_recv_buffer_size(bytes));
+}
+
+/// A client's connection while nothing is read from it.
+struct HeldStream {
+    stream: TcpStream,
+    /// Tokio was told that there is nothing to read although there is.
+    disturbed: bool,
+}
+
+impl HeldStream {
+    /// Waits until the client has left: its connection broke, or it closed it without having sent anything. A client
+    /// that has sent something and then closed its sending side may be waiting for the answer, unless it speaks HTTP,
+    /// whose clients close to give up.
+    async fn left(&mut self, said: Protocol) {
+        match shown(&self.stream, said).await {
+            // The kernel reports a broken connection (EPOLLERR) whatever is unread; what else fails counts as broken too.
+            Ok(Some(Spoken::Bytes)) => drop(self.stream.ready(Interest::ERROR).await),
+            Ok(Some(Spoken::Http1 | Spoken::Http2)) => self.closed().await,
+            Ok(None) | Err(_) => {}
+        }
+    }
+
+    /// Waits until the client has closed its sending side. Only edges wake here: what is unread is declared not to be
+    /// there, and comes back into sight in [`HeldStream::take`].
+    async fn closed(&mut self) {
+        loop {
+            match self.stream.ready(Interest::READABLE).await {
+                Ok(ready) if !ready.is_read_closed() && !ready.is_error() => {}
+                Ok(_) | Err(_) => return,
+            }
+            self.disturbed = true;
+            drop(self.stream.try_io(Interest::READABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into())));
+        }
+    }
+
+    /// The stream, as it was.
+    fn take(self) -> io::Result<TcpStream> {
+        if !self.disturbed {
+            return Ok(self.stream);
+        }
+        // Registered anew, the kernel tells all that there is to tell.
+        TcpStream::from_std(self.stream.into_std()?)
+    }
+}
+
+/// What the bytes that have come so far show; nothing when the client has closed without sending any.
+fn first_bytes(stream: &TcpStream, said: Protocol) -> io::Result<Option<Spoken>> {
+    let mut first = [0; FIRST_BYTES];
+    let length = stream.try_io(Interest::READABLE, || {
+        let (length, _) = rustix::net::recv(stream, &mut first, RecvFlags::PEEK)?;
+        Ok(length)
+    })?;
+    Ok((length > 0).then(|| protocol::spoken(said, &first[..length])))
+}
+
+/// Waits until a client shows what it speaks; nothing when it closes without a word.
+async fn shown(stream: &TcpStream, said: Protocol) -> io::Result<Option<Spoken>> {
+    loop {
+        stream.readable().await?;
+        match first_bytes(stream, said) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            spoken => return spoken,
+        }
+    }
+}
+
+/// What is spoken on a connection whose target stands by. A target that speaks first, or closes, speaks no HTTP, unless
+/// it is known to.
+async fn first_speaker(client: &TcpStream, target: &TcpStream, said: Protocol) -> Spoken {
+    if said == Protocol::Tcp {
+        return Spoken::Bytes;
+    }
+    tokio::select! {
+        biased;
+        spoken = shown(client, said) => spoken.ok().flatten().unwrap_or(Spoken::Bytes),
+        _ = target.readable(), if said != Protocol::Http => Spoken::Bytes,
+    }
+}
+
+/// Tells a client why it is not served: an answer if it speaks HTTP, else a reset.
+async fn refuse(service: &Service, stream: TcpStream, said: Protocol, reason: Closed, context: &Context) {
+    let place = context.refusals.try_acquire();
+    let spoken = if place.is_ok() && reason != Closed::ClientLeft {
+        timeout(REFUSAL_PATIENCE, shown(&stream, said)).await.ok().and_then(Result::ok).flatten()
+    } else {
+        None
+    };
+    match spoken {
+        Some(spoken @ (Spoken::Http1 | Spoken::Http2)) => http::refuse(spoken, stream, service, reason).await,
+        Some(Spoken::Bytes) | None => forward::reset(&stream),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::report::Board;
+
+    /// Ten thousand held connections, the default limit of a Service, cost 40 MB at most.
+    #[tokio::test]
+    async fn a_connection_costs_less_than_four_kilobytes() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+        let service = Arc::new(Service::new("n", "s", metrics, Board::default().news()));
+        let connection = serve(service, 1, client, Arc::new(Context::new(Dialer::default())));
+        assert!(size_of_val(&connection) < 4096, "{} bytes", size_of_val(&connection));
+    }
+}

@@ -1,0 +1,277 @@
+//! Connections that speak HTTP: each request is forwarded on the client's own connection to the target, or held until
+//! there is one, or answered with why not. hyper reads and writes both sides, so that both agree on where each message
+//! ends, whatever a client tries.
+//!
+//! As soon as clients can reach the target directly they are asked to: HTTP/1 with `Connection: close` on a response that
+//! nothing was pipelined behind, HTTP/2 with GOAWAY. Neither loses a request. [`crate::connection`] calls [`serve`].
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use elasti_api::message::HTTP_CONCURRENCY;
+use http::header::CONNECTION;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::{Body as _, Incoming};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::copy_bidirectional;
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+use tokio::time::{sleep, timeout};
+
+use crate::balance::Place;
+use crate::connection::{Client, Context};
+use crate::hold::{self, Closed, Reached, Seeker};
+use crate::protocol::Spoken;
+use crate::service::Service;
+
+use body::{Answering, Body, During};
+use inbox::Inbox;
+use io::ClientIo;
+use upstream::Upstream;
+
+pub mod answer;
+pub mod body;
+pub mod headers;
+pub mod inbox;
+pub mod io;
+pub mod upstream;
+
+/// Pause before a request goes to a target that takes connections and closes them unread.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long idle connections are left to their clients when the resolver is leaving: those that are used meanwhile are
+/// handed over without loss.
+const LEAVE_IDLE: Duration = Duration::from_secs(5);
+
+/// How long a refused client has to send its requests and to read their answers.
+const REFUSAL_TIME: Duration = Duration::from_secs(2);
+
+/// How long a refused client of HTTP/2 may open streams.
+const REFUSAL_STREAMS: Duration = Duration::from_millis(200);
+
+/// A client's connection, whatever becomes of it.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// Whose target.
+    pub service: Arc<Service>,
+    /// The interception port.
+    pub port: u16,
+    /// Who.
+    pub client: Client,
+    /// What all connections need.
+    pub context: Arc<Context>,
+}
+
+/// A request was sent, at least in part, and the target broke the connection off: so does the client's, as if nobody
+/// stood between.
+#[derive(Debug, thiserror::Error)]
+#[error("the target broke the connection off")]
+struct BrokenOff;
+
+/// What the requests of one connection share.
+struct Exchange {
+    session: Session,
+    spoken: Spoken,
+    inbox: Option<Arc<Inbox>>,
+    upstream: Mutex<Option<Upstream>>,
+}
+
+/// Serves a connection that speaks HTTP to its end; `target` is a connection to the target that nothing was sent on.
+pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Reached, session: Session) {
+    let Reached { target, place } = reached;
+    let bytes = session.service.metrics().bytes.clone();
+    let context = Arc::clone(&session.context);
+    let inbox = (spoken == Spoken::Http1).then(Arc::<Inbox>::default);
+    let upstream = Upstream::new(spoken, target, place.backend()).await.ok();
+    // Counted by the request from here on: a connection between two requests is no traffic.
+    drop(place);
+    let io = ClientIo::new(stream, bytes, inbox.clone());
+    let views = session.service.views();
+    let exchange = Arc::new(Exchange { session, spoken, inbox, upstream: Mutex::new(upstream) });
+    let service = service_fn(move |request| Arc::clone(&exchange).answer(request));
+    let served = async {
+        if spoken == Spoken::Http2 {
+            let mut views = views;
+            let mut connection = pin!(http2::Builder::new(TokioExecutor::new()).serve_connection(io, service));
+            let direct = async {
+                tokio::select! {
+                    _ = views.wait_for(|view| view.direct) => {}
+                    () = context.leaving.cancelled() => {}
+                }
+            };
+            tokio::select! {
+                ended = &mut connection => return ended,
+                () = direct => connection.as_mut().graceful_shutdown(),
+            }
+            connection.await
+        } else {
+            let connection = http1::Builder::new()
+                .preserve_header_case(true)
+                .auto_date_header(false)
+                .serve_connection(io, service)
+                .with_upgrades();
+            let mut connection = pin!(connection);
+            let idle = async {
+                context.leaving.cancelled().await;
+                sleep(LEAVE_IDLE).await;
+            };
+            tokio::select! {
+                ended = &mut connection => return ended,
+                () = idle => connection.as_mut().graceful_shutdown(),
+            }
+            connection.await
+        }
+    };
+    if let Some(Err(error)) = context.ended.run_until_cancelled(served).await {
+        tracing::debug!(%error, "a client's connection broke");
+    }
+}
+
+/// Answers the requests of a connection that is not served: why not.
+pub async fn refuse(spoken: Spoken, stream: TcpStream, service: &Service, reason: Closed) {
+    let name = service.to_string();
+    let io = ClientIo::new(stream, service.metrics().bytes.clone(), None);
+    let answer = service_fn(|request: Request<Incoming>| {
+        let answer = answer::answer(reason, &name, answer::is_grpc(request.headers()));
+        std::future::ready(Ok::<_, Infallible>(answer))
+    });
+    let refused = async {
+        if spoken == Spoken::Http2 {
+            let mut connection = pin!(http2::Builder::new(TokioExecutor::new()).serve_connection(io, answer));
+            tokio::select! {
+                _ = &mut connection => return,
+                () = sleep(REFUSAL_STREAMS) => connection.as_mut().graceful_shutdown(),
+            }
+            drop(connection.await);
+        } else {
+            drop(http1::Builder::new().keep_alive(false).serve_connection(io, answer).await);
+        }
+    };
+    // A client that is slower than this is reset.
+    drop(timeout(REFUSAL_TIME, refused).await);
+}
+
+impl Exchange {
+    /// Forwards a request, or says why not.
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, BrokenOff> {
+        let since = Instant::now();
+        let answering = self.inbox.as_ref().map(Answering::new);
+        let Session { service, client, .. } = &self.session;
+        service.request();
+        let grpc = answer::is_grpc(request.headers());
+        let (mut parts, body) = request.into_parts();
+        headers::forward_request(&mut parts, client.address);
+        let (length, connect) = (body.size_hint().exact(), parts.method == Method::CONNECT);
+        let mut request = Request::from_parts(parts, body);
+        let upgrade = hyper::upgrade::on(&mut request);
+        let (response, place) = loop {
+            let (mut upstream, place) = match self.upstream(since).await {
+                Ok(reached) => reached,
+                Err(reason) => {
+                    service.close(reason);
+                    let response = answer::answer(reason, &service.to_string(), grpc);
+                    return Ok(response.map(|body| body.during(During { answering, forwarding: None })));
+                }
+            };
+            match upstream.send(request).await {
+                Ok(response) => {
+                    if self.spoken == Spoken::Http1 {
+                        *self.upstream.lock().await = Some(upstream);
+                    }
+                    break (response, place);
+                }
+                Err(mut error) => {
+                    tracing::debug!(backend = %upstream.backend(), error = %error.error(), "a request failed");
+                    request = error.take_message().ok_or(BrokenOff)?;
+                    drop(place);
+                    sleep(RETRY_PAUSE).await;
+                }
+            }
+        };
+        let forwarding = (place, service.forward());
+        let tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS || connect && response.status().is_success();
+        let (mut parts, body) = response.into_parts();
+        headers::strip(&mut parts.headers);
+        if tunnel {
+            let mut response = Response::from_parts(parts, body);
+            let target = hyper::upgrade::on(&mut response);
+            let ended = self.session.context.ended.clone();
+            let copied = async move {
+                ended.run_until_cancelled(copy(upgrade, target)).await;
+                drop(forwarding);
+            };
+            self.session.context.connections.spawn(copied);
+            return Ok(response.map(|_| Body::default().during(During { answering, forwarding: None })));
+        }
+        if self.hands_over(length) {
+            parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        let during = During { answering, forwarding: Some(forwarding) };
+        Ok(Response::from_parts(parts, Body::of(body).during(during)))
+    }
+
+    /// Whether the client shall, and can without loss, be asked to connect anew. A request whose body has this length is
+    /// being answered.
+    fn hands_over(&self, length: Option<u64>) -> bool {
+        let Session { service, context, .. } = &self.session;
+        let direct = || service.views().borrow().direct || context.leaving.is_cancelled();
+        self.inbox.as_ref().is_some_and(|inbox| direct() && inbox.is_all(length))
+    }
+
+    /// A connection for the next request, however long it takes: the client's own if it is still good.
+    async fn upstream(&self, since: Instant) -> Result<(Upstream, Place), Closed> {
+        let Session { service, port, client, context } = &self.session;
+        let (policy, targets) = {
+            let views = service.views();
+            let view = views.borrow();
+            (view.hold, view.ports.get(port).map(|port| Arc::clone(&port.targets)))
+        };
+        let targets = targets.ok_or(Closed::Removed)?;
+        let concurrency = Some(policy.concurrency.unwrap_or(HTTP_CONCURRENCY));
+        // Streams of one connection wait for one dial, each for its own time.
+        let left = || policy.timeout.saturating_sub(since.elapsed());
+        let mut own = timeout(left(), self.upstream.lock()).await.map_err(|_| Closed::Timeout)?;
+        if let Some(mut upstream) = own.take()
+            && targets.contains(&upstream.backend())
+            && upstream.usable().await
+            && let Some(place) = service.load().take(&[upstream.backend()], concurrency)
+        {
+            *own = upstream.share();
+            return Ok((upstream, place));
+        }
+        loop {
+            if left().is_zero() {
+                return Err(Closed::DialFailed);
+            }
+            let seeker = Seeker { service, port: *port, dialer: context.dialer, client: *client, concurrency, since };
+            // hyper drops the request when the client leaves.
+            let Reached { target, place } = hold::reach(&seeker, std::future::pending()).await?;
+            match Upstream::new(self.spoken, target, place.backend()).await {
+                Ok(upstream) => {
+                    *own = upstream.share();
+                    return Ok((upstream, place));
+                }
+                Err(error) => {
+                    tracing::debug!(backend = %place.backend(), %error, "the target closed a new connection");
+                    place.failed();
+                    sleep(RETRY_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// Copies both ways what follows an upgrade.
+async fn copy(client: hyper::upgrade::OnUpgrade, target: hyper::upgrade::OnUpgrade) {
+    let both = async { Ok::<_, hyper::Error>((client.await?, target.await?)) };
+    match both.await {
+        Ok((client, target)) => {
+            drop(copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(target)).await);
+        }
+        Err(error) => tracing::debug!(%error, "an upgrade failed"),
+    }
+}

@@ -1,0 +1,188 @@
+//! Whether a client has sent more than the request that is being answered: only then would it lose a request if the
+//! connection closed after the answer. hyper reads ahead and does not say, so what it is given is watched.
+//!
+//! Unsure counts as more. [`super::io`] writes it, [`super::Session`] asks.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// How chunked bodies without trailers end (RFC 9112, section 7.1).
+const LAST_CHUNK: &[u8] = b"\r\n0\r\n\r\n";
+
+/// What has come on one HTTP/1 connection; shared by its reader and its requests.
+#[derive(Debug, Default)]
+pub struct Inbox(Mutex<Seen>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// Bytes that hyper has been given.
+    received: u64,
+    /// The last of them, at most as many as [`LAST_CHUNK`] has.
+    tail: Vec<u8>,
+    /// What the bytes so far make of the next one.
+    line: Line,
+    /// A request is being answered: what comes is its body, or another request.
+    answering: bool,
+    /// Where the head of the request ends that is, or will next be, answered; unknown if hyper had it before it asked
+    /// for more.
+    head_end: Option<u64>,
+    /// Since when there has been a part of a head.
+    partial_since: Option<Instant>,
+}
+
+impl Inbox {
+    /// These bytes have come.
+    pub fn received(&self, bytes: &[u8], now: Instant) {
+        let mut seen = self.seen();
+        if !seen.answering && seen.head_end.is_none() {
+            let end = seen.line.head_end(bytes);
+            seen.head_end = end.map(|end| seen.received + end as u64);
+            seen.partial_since.get_or_insert(now);
+        } else {
+            // Two bytes are all that the state depends on.
+            seen.line.head_end(&bytes[bytes.len().saturating_sub(2)..]);
+        }
+        seen.received += bytes.len() as u64;
+        seen.tail.extend_from_slice(&bytes[bytes.len().saturating_sub(LAST_CHUNK.len())..]);
+        let surplus = seen.tail.len().saturating_sub(LAST_CHUNK.len());
+        drop(seen.tail.drain(..surplus));
+    }
+
+    /// hyper has a request and asks for its answer.
+    pub fn answering(&self) {
+        let mut seen = self.seen();
+        seen.answering = true;
+        seen.partial_since = None;
+    }
+
+    /// The answer is complete.
+    pub fn answered(&self) {
+        let mut seen = self.seen();
+        seen.answering = false;
+        seen.head_end = None;
+    }
+
+    /// Whether all that has come is the request that is being answered, whose body has this length, `None` if chunked.
+    pub fn is_all(&self, body: Option<u64>) -> bool {
+        let seen = self.seen();
+        match (seen.head_end, body) {
+            (Some(end), Some(body)) => end.checked_add(body) == Some(seen.received),
+            (Some(_), None) => seen.tail.ends_with(LAST_CHUNK),
+            (None, _) => false,
+        }
+    }
+
+    /// Since when the client has been sending one head.
+    pub fn partial_since(&self) -> Option<Instant> {
+        self.seen().partial_since
+    }
+
+    /// Bytes that have come.
+    pub fn total(&self) -> u64 {
+        self.seen().received
+    }
+
+    /// No code panics while it holds the lock; if one did, unsure would still count as more.
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Finds the empty line that ends a head (RFC 9112, section 2.2: a bare LF ends a line too).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Line {
+    #[default]
+    Within,
+    Begins,
+    BeginsWithCr,
+}
+
+impl Line {
+    /// Where the first head that ends within `bytes` does. The state is that after all of them.
+    fn head_end(&mut self, bytes: &[u8]) -> Option<usize> {
+        let mut found = None;
+        for (at, byte) in bytes.iter().enumerate() {
+            *self = match (byte, *self) {
+                (b'\n', Self::Begins | Self::BeginsWithCr) => {
+                    found.get_or_insert(at + 1);
+                    Self::Begins
+                }
+                (b'\n', Self::Within) => Self::Begins,
+                (b'\r', Self::Begins) => Self::BeginsWithCr,
+                _ => Self::Within,
+            };
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+
+    fn after(parts: &[&[u8]]) -> Inbox {
+        let inbox = Inbox::default();
+        for part in parts {
+            inbox.received(part, Instant::now());
+        }
+        inbox.answering();
+        inbox
+    }
+
+    #[test]
+    fn one_request_is_all_however_it_comes() {
+        assert!(after(&[GET]).is_all(Some(0)));
+        for cut in 1..GET.len() {
+            assert!(after(&[&GET[..cut], &GET[cut..]]).is_all(Some(0)), "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_second_request_is_more_than_one() {
+        assert!(!after(&[GET, GET]).is_all(Some(0)));
+        let both = [GET, GET].concat();
+        for cut in 1..both.len() {
+            assert!(!after(&[&both[..cut], &both[cut..]]).is_all(Some(0)), "{cut}");
+        }
+        let late = after(&[GET]);
+        late.received(b"G", Instant::now());
+        assert!(!late.is_all(Some(0)));
+    }
+
+    #[test]
+    fn a_body_belongs_to_its_request() {
+        let inbox = after(&[b"POST / HTTP/1.1\r\ncontent-length: 4\r\n\r\nab"]);
+        assert!(!inbox.is_all(Some(4)), "not yet all of it");
+        inbox.received(b"\n\n", Instant::now());
+        assert!(inbox.is_all(Some(4)));
+        let chunked = after(&[b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"]);
+        assert!(chunked.is_all(None));
+        chunked.received(GET, Instant::now());
+        assert!(!chunked.is_all(None));
+    }
+
+    #[test]
+    fn the_next_request_is_looked_at_for_itself() {
+        let inbox = after(&[b"POST / HTTP/1.1\r\ncontent-length: 4\r\n\r\na\n\r\n"]);
+        inbox.answered();
+        inbox.received(GET, Instant::now());
+        inbox.answering();
+        assert!(inbox.is_all(Some(0)));
+        inbox.answered();
+        inbox.answering();
+        assert!(!inbox.is_all(Some(0)), "hyper had it before it asked for more");
+    }
+
+    #[test]
+    fn a_head_in_parts_has_an_age() {
+        let inbox = Inbox::default();
+        assert!(inbox.partial_since().is_none());
+        inbox.received(b"GET ", Instant::now());
+        assert!(inbox.partial_since().is_some());
+        inbox.received(&GET[4..], Instant::now());
+        inbox.answering();
+        assert!(inbox.partial_since().is_none());
+    }
+}

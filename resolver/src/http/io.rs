@@ -1,0 +1,135 @@
+//! A client's connection as hyper reads and writes it: counted, watched by its [`Inbox`], and given up when a client takes
+//! too long for one head.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+use prometheus::IntCounter;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep, sleep_until};
+
+use super::inbox::Inbox;
+
+/// A client that has begun a head and not ended it after this long is given up: the default of nginx
+/// (`client_header_timeout`). A client between two requests may be silent for as long as it likes.
+const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// How long a client may take to close its side after we have closed ours.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// hyper reads at most this much at once.
+const CHUNK: usize = 16 * 1024;
+
+/// A client's connection.
+#[derive(Debug)]
+pub struct ClientIo {
+    stream: TcpStream,
+    bytes: IntCounter,
+    /// Absent for HTTP/2, which needs none.
+    inbox: Option<Arc<Inbox>>,
+    late: Option<Pin<Box<Sleep>>>,
+    /// Our sending side is closed; until then, whoever drops this breaks the connection off.
+    closing: Option<Pin<Box<Sleep>>>,
+}
+
+impl ClientIo {
+    /// Counts what passes in `bytes`.
+    pub fn new(stream: TcpStream, bytes: IntCounter, inbox: Option<Arc<Inbox>>) -> Self {
+        Self { stream, bytes, inbox, late: None, closing: None }
+    }
+
+    /// Whether the client has begun a head too long ago; if not, sees to it that the task is woken when it has.
+    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(since) = self.inbox.as_ref().and_then(|inbox| inbox.partial_since()) else {
+            self.late = None;
+            return false;
+        };
+        let deadline = since + HEAD_TIMEOUT;
+        let late = self.late.get_or_insert_with(|| Box::pin(sleep_until(deadline.into())));
+        late.as_mut().poll(cx).is_ready() && Instant::now() >= deadline
+    }
+}
+
+impl Drop for ClientIo {
+    fn drop(&mut self) {
+        if self.closing.is_none() {
+            // An answer that was broken off must not look like a whole one.
+            crate::forward::reset(&self.stream);
+        }
+    }
+}
+
+impl Read for ClientIo {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let mut chunk = [const { MaybeUninit::uninit() }; CHUNK];
+        let room = buf.remaining().min(CHUNK);
+        let mut read = ReadBuf::uninit(&mut chunk[..room]);
+        if Pin::new(&mut self.stream).poll_read(cx, &mut read)?.is_pending() {
+            if self.is_late(cx) {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            return Poll::Pending;
+        }
+        let filled = read.filled();
+        if let Some(inbox) = &self.inbox {
+            inbox.received(filled, Instant::now());
+        }
+        self.bytes.inc_by(filled.len() as u64);
+        buf.put_slice(filled);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Write for ClientIo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;
+        self.bytes.inc_by(written as u64);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    /// Closes our sending side and waits a while for the client to close its own: what it still sends would be answered
+    /// with a reset, which may overtake the last response (RFC 9112, section 9.6).
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.closing.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            self.closing = Some(Box::pin(sleep(LINGER)));
+        }
+        let mut rest = [const { MaybeUninit::uninit() }; CHUNK];
+        loop {
+            let mut read = ReadBuf::uninit(&mut rest);
+            match Pin::new(&mut self.stream).poll_read(cx, &mut read) {
+                Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => break,
+            }
+        }
+        match &mut self.closing {
+            Some(closing) => closing.as_mut().poll(cx).map(Ok),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
+        self.bytes.inc_by(written as u64);
+        Poll::Ready(Ok(written))
+    }
+}

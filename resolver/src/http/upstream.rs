@@ -1,0 +1,88 @@
+//! A client's own connection to the target, kept from request to request as the client keeps its own: what a target
+//! remembers by connection stays true, and no client waits for another's.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+
+use crate::protocol::Spoken;
+
+/// A connection that was idle for longer is not used again: a target may be closing it at this moment, and a request that
+/// crosses with that is lost. Servers that close early do after two seconds (gunicorn) and more.
+const IDLE_MAX: Duration = Duration::from_secs(1);
+
+/// A connection to the target.
+#[derive(Debug)]
+pub struct Upstream {
+    backend: SocketAddr,
+    used: Instant,
+    sender: Sender,
+}
+
+#[derive(Debug)]
+enum Sender {
+    Http1(http1::SendRequest<Incoming>),
+    Http2(http2::SendRequest<Incoming>),
+}
+
+impl Upstream {
+    /// Speaks what the client speaks. The connection lives until this is dropped and its responses have ended.
+    pub async fn new(spoken: Spoken, stream: TcpStream, backend: SocketAddr) -> hyper::Result<Self> {
+        let io = TokioIo::new(stream);
+        let sender = if spoken == Spoken::Http2 {
+            let (sender, connection) = http2::Builder::new(TokioExecutor::new()).handshake(io).await?;
+            tokio::spawn(async move { told(connection.await) });
+            Sender::Http2(sender)
+        } else {
+            let (sender, connection) = http1::Builder::new().preserve_header_case(true).handshake(io).await?;
+            tokio::spawn(async move { told(connection.with_upgrades().await) });
+            Sender::Http1(sender)
+        };
+        Ok(Self { backend, used: Instant::now(), sender })
+    }
+
+    /// Where it leads.
+    pub fn backend(&self) -> SocketAddr {
+        self.backend
+    }
+
+    /// Whether a request may be sent on it.
+    pub async fn usable(&mut self) -> bool {
+        match &mut self.sender {
+            Sender::Http1(sender) => self.used.elapsed() < IDLE_MAX && sender.ready().await.is_ok(),
+            Sender::Http2(sender) => sender.ready().await.is_ok(),
+        }
+    }
+
+    /// Another handle of the same connection, for the next request meanwhile; HTTP/1 has none.
+    pub fn share(&self) -> Option<Self> {
+        let Sender::Http2(sender) = &self.sender else { return None };
+        Some(Self { backend: self.backend, used: self.used, sender: Sender::Http2(sender.clone()) })
+    }
+
+    /// Sends a request. The error has the request if no byte of it can have been read.
+    pub async fn send(
+        &mut self,
+        request: Request<Incoming>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Incoming>>> {
+        let response = match &mut self.sender {
+            Sender::Http1(sender) => sender.try_send_request(request).await,
+            Sender::Http2(sender) => sender.try_send_request(request).await,
+        };
+        self.used = Instant::now();
+        response
+    }
+}
+
+fn told(ended: hyper::Result<()>) {
+    if let Err(error) = ended {
+        let error: io::Error = io::Error::other(error);
+        tracing::debug!(%error, "a connection to a target broke");
+    }
+}

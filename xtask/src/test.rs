@@ -12,7 +12,7 @@ use crate::cluster::{Cluster, Options, ProxyMode};
 use crate::{install, process};
 
 /// What must be seen working on the whole cluster, by its number: a test that is missing or ignored fails the run.
-const REQUIRED: [&str; 14] = [
+const REQUIRED: [&str; 16] = [
     "test_1_http_wakes_from_pods_hosts_and_node_ports",
     "test_1_tls_wakes_from_pods_hosts_and_node_ports",
     "test_1_redis_wakes_from_pods_hosts_and_node_ports",
@@ -26,6 +26,8 @@ const REQUIRED: [&str; 14] = [
     "test_6_a_target_that_never_becomes_ready_holds_its_clients_until_the_hold_time_ends",
     "test_6_a_target_whose_image_cannot_be_pulled_holds_its_clients_until_the_hold_time_ends",
     "test_7_a_warm_service_passes_no_resolver",
+    "a_busy_kept_connection_leaves_the_resolver_within_five_seconds_and_loses_nothing",
+    "held_clients_are_refused_in_http",
     "a_target_that_was_at_zero_before_its_elasti_service_is_intercepted",
 ];
 

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use elasti_api::names;
 use elasti_operator::{app, config};
+use elasti_resolver::connection::Context;
 use elasti_resolver::forward::Dialer;
 use elasti_resolver::interception::Interception;
-use elasti_resolver::listener::Context;
 use elasti_resolver::metrics::Metrics;
 use elasti_resolver::report::Board;
 use elasti_resolver::stream::connection::{Connector, Identity};
@@ -152,11 +152,7 @@ impl Resolver {
             pod: vec![address],
             patience: elasti_resolver::fallback::Patience::default(),
             interception: Interception::new(None, metrics.clone()),
-            context: Context {
-                dialer,
-                connections: tokio_util::task::TaskTracker::new(),
-                ended: CancellationToken::new(),
-            },
+            context: Context::new(dialer),
             board: board.clone(),
             heard: heard.clone(),
             readiness: elasti_runtime::admin::Readiness::default(),

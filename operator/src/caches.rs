@@ -4,7 +4,7 @@
 //! [`crate::observed`] as they arrive. Every change names the ElastiServices that it concerns. Reads never block on I/O.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use elasti_api::names;
@@ -12,7 +12,7 @@ use elasti_api::v1alpha1::ElastiService;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
-use crate::observed::{ObjectKey, ResolverSlice, ServiceObserved, TargetObserved, TargetState};
+use crate::observed::{DrainingEndpoint, ObjectKey, ResolverSlice, ServiceObserved, TargetObserved, TargetState};
 use crate::target::Kind;
 
 mod project;
@@ -41,6 +41,8 @@ struct Tables {
     unread_kinds: HashMap<Kind, String>,
     /// Endpoints of slices that are not ours, by Service and slice.
     backends: HashMap<ObjectKey, BTreeMap<String, project::Backends>>,
+    /// How many endpoints of all these slices, not about to end, have an address.
+    staying: HashMap<IpAddr, u32>,
     /// Slices of ours and the UID of the ElastiService that they belong to, by slice.
     own_slices: HashMap<ObjectKey, (String, ResolverSlice)>,
     own_slices_by_uid: HashMap<String, BTreeSet<ObjectKey>>,
@@ -60,6 +62,8 @@ pub struct Snapshot {
     pub target: TargetState,
     /// See [`crate::observed::Observed`].
     pub backends: BTreeMap<u16, Vec<SocketAddr>>,
+    /// See [`crate::observed::Observed`].
+    pub draining: Vec<DrainingEndpoint>,
     /// See [`crate::observed::Observed`].
     pub slices: Vec<ResolverSlice>,
     /// See [`crate::observed::Observed`].
@@ -120,6 +124,7 @@ impl Caches {
                 .filter(|owner| *owner != key)
                 .map(|owner| owner.name.clone()),
             backends: service.as_ref().map(|service| tables.backends(&service_key, service)).unwrap_or_default(),
+            draining: service.as_ref().map(|service| tables.draining(&service_key, service)).unwrap_or_default(),
             service,
             private: tables
                 .services
@@ -215,8 +220,13 @@ impl Caches {
         if tables.backends.get(&service).and_then(|slices| slices.get(&key.name)) == Some(&backends) {
             return concerned;
         }
-        tables.backends.entry(service.clone()).or_default().insert(key.name, backends);
-        concerned.extend(tables.by_service.get(&service).into_iter().flatten().cloned());
+        tables.count_staying(&backends, 1);
+        let before = tables.backends.entry(service.clone()).or_default().insert(key.name, backends);
+        if let Some(before) = before {
+            tables.count_staying(&before, -1);
+        }
+        // A private Service has the endpoints of its public one.
+        concerned.extend(tables.concerned_by_service(&service));
         concerned
     }
 
@@ -300,25 +310,54 @@ impl Tables {
     }
 
     fn backends(&self, key: &ObjectKey, service: &ServiceObserved) -> BTreeMap<u16, Vec<SocketAddr>> {
-        // Slices under our names are resolvers', even if somebody else has made them.
-        let foreign = |name: &str| (0..2).all(|family| name != names::resolver_slice(&key.name, family == 1));
         service
             .ports
             .iter()
             .map(|port| {
-                let mut addresses: Vec<SocketAddr> = self
-                    .backends
-                    .get(key)
-                    .into_iter()
-                    .flatten()
-                    .filter(|(name, _)| foreign(name))
-                    .flat_map(|(_, backends)| backends.of_port(&port.name))
-                    .collect();
+                let mut addresses: Vec<SocketAddr> =
+                    self.foreign(key).flat_map(|backends| backends.of_port(&port.name)).collect();
                 addresses.sort_unstable();
                 addresses.dedup();
                 (port.port, addresses)
             })
             .collect()
+    }
+
+    fn draining(&self, key: &ObjectKey, service: &ServiceObserved) -> Vec<DrainingEndpoint> {
+        let mut draining: Vec<DrainingEndpoint> = service
+            .ports
+            .iter()
+            .flat_map(|port| {
+                self.foreign(key).flat_map(|backends| backends.draining(&port.name)).map(|(address, pod)| {
+                    let elsewhere = self.staying.contains_key(&address.ip());
+                    DrainingEndpoint { port: port.port, address, pod: pod.to_owned(), elsewhere }
+                })
+            })
+            .collect();
+        draining.sort_unstable();
+        draining.dedup();
+        draining
+    }
+
+    /// A Service's slices that are not ours. Those under our names are resolvers', even if somebody else has made them.
+    fn foreign(&self, key: &ObjectKey) -> impl Iterator<Item = &project::Backends> {
+        let own = [false, true].map(|ipv6| names::resolver_slice(&key.name, ipv6));
+        self.backends
+            .get(key)
+            .into_iter()
+            .flatten()
+            .filter(move |(name, _)| !own.contains(name))
+            .map(|(_, backends)| backends)
+    }
+
+    fn count_staying(&mut self, backends: &project::Backends, by: i32) {
+        for address in backends.staying() {
+            let count = self.staying.entry(address).or_default();
+            *count = count.saturating_add_signed(by);
+            if *count == 0 {
+                self.staying.remove(&address);
+            }
+        }
     }
 
     fn concerned_by_service(&self, key: &ObjectKey) -> Concerned {
@@ -366,14 +405,19 @@ impl Tables {
             .map(|(service, _)| service.clone())
             .collect();
         for service in services {
-            if let Some(slices) = self.backends.get_mut(&service) {
-                slices.remove(&key.name);
-                if slices.is_empty() {
-                    self.backends.remove(&service);
-                }
+            let Some(slices) = self.backends.get_mut(&service) else { continue };
+            let removed = slices.remove(&key.name);
+            if slices.is_empty() {
+                self.backends.remove(&service);
             }
-            concerned.extend(self.by_service.get(&service).into_iter().flatten().cloned());
+            if let Some(removed) = removed {
+                self.count_staying(&removed, -1);
+            }
+            concerned.extend(self.concerned_by_service(&service));
         }
         concerned
     }
 }
+
+#[cfg(test)]
+mod tests;

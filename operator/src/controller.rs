@@ -156,6 +156,7 @@ impl Controller {
             private: snapshot.private.clone(),
             target: snapshot.target.clone(),
             backends: snapshot.backends.clone(),
+            draining: snapshot.draining.clone(),
             slices: snapshot.slices.clone(),
             stale_private: snapshot.stale_private.clone(),
             resolvers: self.parts.resolvers.observed(uid),

@@ -43,6 +43,8 @@ pub struct TargetObserved {
     pub spec_replicas: i32,
     /// The replicas that it has, ready or not.
     pub status_replicas: i32,
+    /// Its pods have addresses of their own: its template says so, and is there to say so.
+    pub pod_network: bool,
     /// Labels of its pods, in the form of a label selector; empty when the target has none of its own (a Rollout with
     /// `workloadRef`).
     pub selector: String,
@@ -156,6 +158,19 @@ pub struct ResolverSlice {
     pub ports: Vec<SlicePort>,
 }
 
+/// One address at which a pod of the target can be dialled that is about to end.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DrainingEndpoint {
+    /// The number of the Service port.
+    pub port: u16,
+    /// Pod address and target port.
+    pub address: SocketAddr,
+    /// UID of the pod.
+    pub pod: String,
+    /// Some endpoint that is not about to end, of whatever Service, has the pod address too.
+    pub elsewhere: bool,
+}
+
 /// Whether the triggers call a target idle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -202,6 +217,8 @@ pub struct Observed<'a> {
     pub target: TargetState,
     /// The target's ready endpoints, by the number of the Service port.
     pub backends: BTreeMap<u16, Vec<SocketAddr>>,
+    /// The Service's endpoints that are about to end. One goes from here when its containers have ended, as from slices.
+    pub draining: Vec<DrainingEndpoint>,
     /// Our slices, of this and of former Services of the ElastiService.
     pub slices: Vec<ResolverSlice>,
     /// Former private Services of the ElastiService, by name.

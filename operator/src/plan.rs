@@ -18,10 +18,14 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::conditions;
-use crate::observed::{Observed, ResolverSlice, ServiceObserved, TargetObserved, TargetState, Verdict};
+use crate::observed::{
+    DrainingEndpoint, Observed, ResolverSlice, ServiceObserved, TargetObserved, TargetState, Verdict,
+};
 use crate::protocol;
 use crate::schedule;
 use crate::slices;
+
+mod draining;
 
 /// How long a replica without the Lease leaves a wake to its holder: a `/scale` patch takes some milliseconds, so this
 /// means that the holder is gone or slow.
@@ -76,6 +80,8 @@ pub struct Memory {
     unready_since: Option<Instant>,
     /// When the pods were last looked at.
     diagnosed: Option<Instant>,
+    /// Which pods are about to end, and since when.
+    draining: draining::Since,
     /// When the deletion was first seen.
     deleting_since: Option<Instant>,
     /// When the slices of a deleted ElastiService were gone.
@@ -234,6 +240,7 @@ impl Planner<'_> {
         } else if self.memory.unready_since.is_none() {
             self.memory.unready_since = now;
         }
+        self.remember_draining();
     }
 
     fn reconcile(&mut self) -> Publish {
@@ -260,7 +267,8 @@ impl Planner<'_> {
         let mode = self.mode();
         self.write_status(mode);
         self.keep_slices(&service);
-        state(self.observed, &service).map_or(Publish::Keep, |state| Publish::State(Box::new(state)))
+        let draining = self.draining();
+        state(self.observed, &service, &draining).map_or(Publish::Keep, |state| Publish::State(Box::new(state)))
     }
 
     /// Whatever is held wakes a target at zero; so does a trigger that sees traffic.
@@ -519,7 +527,7 @@ pub fn published(observed: &Observed<'_>) -> bool {
 }
 
 /// What resolvers shall know, from the status as it was read back; `None` before the status says a mode and ports.
-fn state(observed: &Observed<'_>, service: &ServiceObserved) -> Option<ServiceState> {
+fn state(observed: &Observed<'_>, service: &ServiceObserved, draining: &[&DrainingEndpoint]) -> Option<ServiceState> {
     let elasti = observed.elasti;
     let status = elasti.status.as_ref()?;
     let mode = status.mode?;
@@ -532,6 +540,7 @@ fn state(observed: &Observed<'_>, service: &ServiceObserved) -> Option<ServiceSt
                 port: port.port,
                 interception_port: own.interception_port,
                 backends: observed.backends.get(&port.port).cloned().unwrap_or_default(),
+                draining: draining::of_port(draining, port.port),
                 protocol: protocol::protocol(&elasti.spec, port),
                 proxy_protocol: protocol::port_spec(&elasti.spec, port.port)
                     .is_some_and(|spec| spec.proxy_protocol.is_some()),
@@ -552,6 +561,7 @@ fn state(observed: &Observed<'_>, service: &ServiceObserved) -> Option<ServiceSt
         cluster_ips: service.cluster_ips.clone(),
         fallback: observed.private.as_ref().map(|private| private.cluster_ips.clone()).unwrap_or_default(),
         ports,
+        draining_pods: draining::pods(draining),
         hold: elasti.spec.hold_policy(),
     })
 }
@@ -572,6 +582,7 @@ fn closed(observed: &Observed<'_>) -> Option<ServiceState> {
         cluster_ips: Vec::new(),
         fallback: Vec::new(),
         ports: Vec::new(),
+        draining_pods: Vec::new(),
         hold: observed.elasti.spec.hold_policy(),
     })
 }

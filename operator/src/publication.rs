@@ -23,6 +23,10 @@ const BACKENDS_PER_PORT: usize = 1000;
 /// reader accepts ([`elasti_api::message::MAX_LINE`]).
 const BACKENDS: usize = 40_000;
 
+/// For every so many backends that there is room for, one draining address and its pod are told: pods of one Service rarely
+/// end in hundreds, and those that are left out are only not redirected.
+const BACKENDS_PER_DRAINING: usize = 10;
+
 /// The state of all ElastiServices and of this replica.
 #[derive(Debug)]
 pub struct Publication {
@@ -178,7 +182,9 @@ fn trimmed(mut state: ServiceState) -> ServiceState {
     let room = BACKENDS_PER_PORT.min(BACKENDS / state.ports.len().max(1));
     for port in &mut state.ports {
         port.backends.truncate(room);
+        port.draining.truncate(room / BACKENDS_PER_DRAINING);
     }
+    state.draining_pods.truncate(BACKENDS / BACKENDS_PER_DRAINING);
     state
 }
 

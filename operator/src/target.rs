@@ -59,6 +59,7 @@ pub fn observed(object: &DynamicObject) -> TargetObserved {
         name: object.metadata.name.clone().unwrap_or_default(),
         spec_replicas: count(replicas("/spec/replicas").unwrap_or(1)),
         status_replicas: count(replicas("/status/replicas").unwrap_or(0)),
+        pod_network: object.data.pointer("/spec/template/spec").is_some_and(|pod| pod["hostNetwork"] != true),
         selector,
         resource_version: object.metadata.resource_version.clone().unwrap_or_default(),
     }
@@ -128,6 +129,19 @@ mod tests {
         let target = observed(&object);
         assert_eq!((target.spec_replicas, target.status_replicas), (1, 2), "absent spec.replicas means 1");
         assert_eq!((target.selector.as_str(), target.resource_version.as_str()), ("app=web", "7"));
+    }
+
+    #[test]
+    fn pods_have_addresses_of_their_own_unless_the_template_says_otherwise_or_is_not_there() {
+        for (spec, expected) in [
+            (serde_json::json!({"template": {"spec": {"containers": []}}}), true),
+            (serde_json::json!({"template": {"spec": {"hostNetwork": false}}}), true),
+            (serde_json::json!({"template": {"spec": {"hostNetwork": true}}}), false),
+            (serde_json::json!({"workloadRef": {"kind": "Deployment", "name": "web"}}), false),
+        ] {
+            let object = serde_json::json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": spec.clone()});
+            assert_eq!(observed(&serde_json::from_value(object).unwrap()).pod_network, expected, "{spec}");
+        }
     }
 
     #[test]

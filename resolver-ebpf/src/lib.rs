@@ -8,6 +8,18 @@
 /// Name of the map from what clients dial to where they are sent: `Endpoint` to `Endpoint`.
 pub const REDIRECTS: &str = "REDIRECTS";
 
+/// Name of the map of addresses of pods that are about to end, as [`REDIRECTS`]. It holds for callers below [`PODS_CGROUP`]
+/// only, but not for those in [`DRAINING_PODS`].
+pub const DRAINING: &str = "DRAINING";
+
+/// Name of the set of the cgroups of this node's pods that are about to end, by cgroup id (the inode number of the directory):
+/// what such a pod dials itself passes, or the last words of peers to each other would wake their target again.
+pub const DRAINING_PODS: &str = "DRAINING_PODS";
+
+/// Name of the global with the id of the cgroup below which the node's pods are, and kubelet is not; zero when none is known:
+/// then [`DRAINING`] holds for nobody.
+pub const PODS_CGROUP: &str = "PODS_CGROUP";
+
 /// Name of the map from socket cookies to [`Redirected`]: what `getpeername` answers.
 pub const ORIGINALS: &str = "ORIGINALS";
 
@@ -19,6 +31,15 @@ pub const COUNTERS: &str = "COUNTERS";
 
 /// Entries of [`REDIRECTS`]: each ElastiService has an interception port of 40,000, and a Service two address families.
 pub const REDIRECTS_MAX: u32 = 80_000;
+
+/// Entries of [`DRAINING`]: addresses and ports of the pods of a cluster that end within three seconds.
+pub const DRAINING_MAX: u32 = 16_384;
+
+/// Entries of [`DRAINING_PODS`]: kubelet takes 110 pods by default, and nobody has made it take ten times as many.
+pub const DRAINING_PODS_MAX: u32 = 1024;
+
+/// How many levels of cgroups above a caller are looked at: a container's is the fifth or sixth, and some nest a node in them.
+pub const CGROUP_LEVELS: i32 = 16;
 
 /// Entries of [`ORIGINALS`]: connections redirected and still open on one node. The oldest go first, and lose nothing
 /// but the answer to `getpeername`.

@@ -2,13 +2,14 @@
 #![expect(unsafe_code, reason = "the kernel's context and maps are raw pointers that its verifier checks")]
 
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_sock_addr};
-use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
+use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::{cgroup_sock_addr, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use resolver_ebpf::{
-    COUNTERS_LEN, Counter, Endpoint, HEARTBEAT_TTL_NS, ORIGINALS_MAX, OWN_MARK, REDIRECTS_MAX, Redirected,
+    CGROUP_LEVELS, COUNTERS_LEN, Counter, DRAINING_MAX, DRAINING_PODS_MAX, Endpoint, HEARTBEAT_TTL_NS, ORIGINALS_MAX,
+    OWN_MARK, REDIRECTS_MAX, Redirected,
 };
 
 /// `cgroup/connect*` and `cgroup/getpeername*`: the call goes on.
@@ -21,6 +22,13 @@ const IPPROTO_TCP: u32 = 6;
 /// Not preallocated: a node pays for the Services that are at zero, not for all that could be.
 #[map]
 static REDIRECTS: HashMap<Endpoint, Endpoint> = HashMap::with_max_entries(REDIRECTS_MAX, BPF_F_NO_PREALLOC);
+
+/// Not preallocated: it is empty but for the seconds in which a target goes to zero.
+#[map]
+static DRAINING: HashMap<Endpoint, Endpoint> = HashMap::with_max_entries(DRAINING_MAX, BPF_F_NO_PREALLOC);
+
+#[map]
+static DRAINING_PODS: HashMap<u64, u8> = HashMap::with_max_entries(DRAINING_PODS_MAX, BPF_F_NO_PREALLOC);
 
 #[map]
 static ORIGINALS: LruHashMap<u64, Redirected> = LruHashMap::with_max_entries(ORIGINALS_MAX, 0);
@@ -35,6 +43,10 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS_LEN, 
 /// branch where it is off.
 #[unsafe(no_mangle)]
 static LOG_CONNECTS: u32 = 0;
+
+/// Set before the programs are loaded, as above.
+#[unsafe(no_mangle)]
+static PODS_CGROUP: u64 = 0;
 
 #[cgroup_sock_addr(connect4)]
 fn connect4(ctx: SockAddrContext) -> i32 {
@@ -129,7 +141,10 @@ fn redirect(ctx: &SockAddrContext, dialled: &Endpoint) -> Option<Endpoint> {
     if kind != SOCK_STREAM || protocol != IPPROTO_TCP {
         return None;
     }
-    let target = target(dialled)?;
+    let target = match target(&REDIRECTS, dialled) {
+        Some(target) => target,
+        None => draining(dialled)?,
+    };
     // SAFETY: the verifier checks every access to the context and to the socket that it points to.
     let mark = unsafe {
         let sk = (*addr).__bindgen_anon_1.sk;
@@ -156,15 +171,40 @@ fn redirect(ctx: &SockAddrContext, dialled: &Endpoint) -> Option<Endpoint> {
     Some(target)
 }
 
+/// Where a connection to a pod that is about to end goes instead. Kubelet's never do: it probes pods until they have ended.
+#[inline(always)]
+fn draining(dialled: &Endpoint) -> Option<Endpoint> {
+    // SAFETY: the loader writes it before the programs run, and nobody after that.
+    let pods = unsafe { core::ptr::read_volatile(&raw const PODS_CGROUP) };
+    if pods == 0 {
+        return None;
+    }
+    let target = target(&DRAINING, dialled)?;
+    let mut below_pods = false;
+    for level in 0..CGROUP_LEVELS {
+        // SAFETY: a helper that takes any level; zero stands for one that the caller does not have.
+        let cgroup = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
+        if cgroup == 0 {
+            break;
+        }
+        below_pods |= cgroup == pods;
+        // SAFETY: only whether there is an element is asked.
+        if unsafe { DRAINING_PODS.get(cgroup) }.is_some() {
+            return None;
+        }
+    }
+    if below_pods { Some(target) } else { None }
+}
+
 /// What the map holds for this destination. Read twice: the kernel reuses a removed element at once (since 6.1 without
 /// preallocation too), so what is read while the resolver changes the map may be another Service's target. Then the two
 /// differ, or the second is gone, and the connection passes.
 #[inline(always)]
-fn target(dialled: &Endpoint) -> Option<Endpoint> {
+fn target(map: &HashMap<Endpoint, Endpoint>, dialled: &Endpoint) -> Option<Endpoint> {
     // SAFETY: the memory stays the map's; what it holds is checked by reading it again.
-    let target = *unsafe { REDIRECTS.get(dialled) }?;
+    let target = *unsafe { map.get(dialled) }?;
     // SAFETY: as above.
-    let again = *unsafe { REDIRECTS.get(dialled) }?;
+    let again = *unsafe { map.get(dialled) }?;
     if target == again { Some(target) } else { None }
 }
 

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use elasti_api::message::{Mode, ServiceState};
 
+use crate::draining::Draining;
 use crate::metrics::Metrics;
 
 /// From what clients dial to where they are sent.
@@ -15,6 +16,10 @@ pub type Entries = HashMap<SocketAddr, SocketAddr>;
 pub trait Redirect: Send {
     /// Redirects these and no others, whatever was redirected before. The error says what failed.
     fn sync(&mut self, entries: &Entries) -> Result<(), String>;
+
+    /// The same for addresses of pods that are about to end. These are redirected for callers in pods only, so that kubelet's
+    /// probes are left alone, and not for the pods that are about to end.
+    fn sync_draining(&mut self, draining: &Draining) -> Result<(), String>;
 }
 
 /// What one ElastiService wants redirected: its cluster IPs, each to this pod's address of the same family. Empty unless
@@ -42,6 +47,8 @@ pub struct Interception {
     redirect: Option<Box<dyn Redirect>>,
     applied: Entries,
     error: Option<String>,
+    draining: Draining,
+    draining_failed: bool,
     metrics: Metrics,
 }
 
@@ -49,7 +56,14 @@ impl Interception {
     /// Nothing is redirected yet; `None` when nothing ever can be.
     pub fn new(redirect: Option<Box<dyn Redirect>>, metrics: Metrics) -> Self {
         metrics.redirect_enabled.set(redirect.is_some().into());
-        Self { redirect, applied: Entries::new(), error: None, metrics }
+        Self {
+            redirect,
+            applied: Entries::new(),
+            error: None,
+            draining: Draining::default(),
+            draining_failed: false,
+            metrics,
+        }
     }
 
     /// Redirects these and no others. With `repair` the map is written even if it should hold them already.
@@ -74,6 +88,23 @@ impl Interception {
         self.metrics.redirect_entries.set(i64::try_from(self.applied.len()).unwrap_or(i64::MAX));
     }
 
+    /// Redirects the addresses of these ending pods and of no others. Nothing depends on it but clients with an outdated list
+    /// of endpoints, so a failure is no state that anybody is told of; it is tried again when something changes.
+    pub fn set_draining(&mut self, draining: Draining, repair: bool) {
+        let Some(redirect) = &mut self.redirect else { return };
+        if !repair && !self.draining_failed && draining == self.draining {
+            return;
+        }
+        let result = redirect.sync_draining(&draining);
+        if let Err(error) = &result
+            && !self.draining_failed
+        {
+            tracing::warn!(error, "cannot redirect the addresses of ending pods");
+        }
+        self.draining_failed = result.is_err();
+        self.draining = draining;
+    }
+
     /// Whether all of `wanted` is redirected; not when nothing is wanted.
     pub fn covers(&self, wanted: &Entries) -> bool {
         !wanted.is_empty() && wanted.iter().all(|(from, to)| self.applied.get(from) == Some(to))
@@ -87,6 +118,7 @@ impl Interception {
     /// Redirects nothing from now on, for good.
     pub fn stop(&mut self) {
         self.set(Entries::new(), true);
+        self.set_draining(Draining::default(), true);
         self.redirect = None;
         self.metrics.redirect_enabled.set(0);
     }
@@ -107,6 +139,10 @@ mod tests {
             let mut fake = self.0.lock().unwrap();
             fake.0 += 1;
             if fake.1 { Err("full".into()) } else { Ok(()) }
+        }
+
+        fn sync_draining(&mut self, _draining: &Draining) -> Result<(), String> {
+            self.sync(&Entries::new())
         }
     }
 
@@ -149,6 +185,22 @@ mod tests {
         assert!(interception.covers(&entries()));
         interception.stop();
         assert!(!interception.covers(&entries()));
+    }
+
+    #[test]
+    fn ending_pods_are_written_when_they_change_and_again_after_a_failure() {
+        let fake = Fake::default();
+        let mut interception = Interception::new(Some(Box::new(fake.clone())), Metrics::new(&Registry::new()).unwrap());
+        let draining = Draining { entries: entries(), ..Draining::default() };
+        interception.set_draining(Draining::default(), false);
+        assert_eq!(fake.0.lock().unwrap().0, 0, "as before");
+        fake.0.lock().unwrap().1 = true;
+        interception.set_draining(draining.clone(), false);
+        fake.0.lock().unwrap().1 = false;
+        interception.set_draining(draining.clone(), false);
+        interception.set_draining(draining, false);
+        assert_eq!(fake.0.lock().unwrap().0, 2);
+        assert!(!interception.covers(&entries()), "nobody waits for these");
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod balance;
 pub mod config;
 pub mod connection;
 pub mod directory;
+pub mod draining;
 pub mod fallback;
 pub mod forward;
 pub mod hold;

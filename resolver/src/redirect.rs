@@ -13,11 +13,14 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use aya::programs::{CgroupAttachMode, CgroupSockAddr};
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
-use resolver_ebpf::{COUNTERS, Counter, Endpoint, HEARTBEAT, OWN_MARK, REDIRECTS};
+use resolver_ebpf::{
+    COUNTERS, Counter, DRAINING, DRAINING_PODS, Endpoint, HEARTBEAT, OWN_MARK, PODS_CGROUP, REDIRECTS,
+};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
 
+use crate::draining::Draining;
 use crate::interception::{Entries, Redirect};
 
 pub mod cgroup;
@@ -60,6 +63,10 @@ pub enum LoadError {
 /// Redirects connections until it is dropped.
 pub struct Redirector {
     redirects: HashMap<MapData, Endpoint, Endpoint>,
+    draining: HashMap<MapData, Endpoint, Endpoint>,
+    draining_pods: HashMap<MapData, u64, u8>,
+    /// Where the node's pods are, if that is known.
+    pods: Option<PathBuf>,
     counters: PerCpuArray<MapData, u64>,
     heartbeat: JoinHandle<()>,
     log: Option<JoinHandle<()>>,
@@ -73,10 +80,21 @@ impl Redirector {
     pub fn load(cgroup: &std::path::Path, log: bool) -> Result<Self, LoadError> {
         let directory =
             std::fs::File::open(cgroup).map_err(|source| LoadError::Open { path: cgroup.to_owned(), source })?;
-        let mut programs =
-            EbpfLoader::new().override_global("LOG_CONNECTS", &u32::from(log), true).load(OBJECT).map_err(kernel)?;
+        let pods = cgroup::pods(cgroup);
+        let pods_cgroup = pods.as_deref().and_then(cgroup::id).unwrap_or_default();
+        if pods_cgroup == 0 {
+            let cgroup = cgroup.display();
+            tracing::warn!(%cgroup, "no cgroup of pods is below it; addresses of ending pods are not redirected");
+        }
+        let mut programs = EbpfLoader::new()
+            .override_global("LOG_CONNECTS", &u32::from(log), true)
+            .override_global(PODS_CGROUP, &pods_cgroup, true)
+            .load(OBJECT)
+            .map_err(kernel)?;
         let mut heartbeat: Array<_, u64> = Array::try_from(take(&mut programs, HEARTBEAT)?).map_err(kernel)?;
         let redirects = HashMap::try_from(take(&mut programs, REDIRECTS)?).map_err(kernel)?;
+        let draining = HashMap::try_from(take(&mut programs, DRAINING)?).map_err(kernel)?;
+        let draining_pods = HashMap::try_from(take(&mut programs, DRAINING_PODS)?).map_err(kernel)?;
         let counters = PerCpuArray::try_from(take(&mut programs, COUNTERS)?).map_err(kernel)?;
         heartbeat.set(0, now(), 0).map_err(kernel)?;
         let log = if log { Some(drive_log(&mut programs)?) } else { None };
@@ -99,7 +117,7 @@ impl Redirector {
                 }
             }
         });
-        Ok(Self { redirects, counters, heartbeat, log, _programs: programs })
+        Ok(Self { redirects, draining, draining_pods, pods, counters, heartbeat, log, _programs: programs })
     }
 
     /// One of the programs' counters, over all CPUs.
@@ -112,26 +130,44 @@ impl Redirector {
     pub fn stop_heartbeat(&self) {
         self.heartbeat.abort();
     }
+}
 
-    fn make_equal(&mut self, entries: &Entries) -> Result<(), aya::maps::MapError> {
-        let wanted: std::collections::HashMap<Endpoint, Endpoint> =
-            entries.iter().map(|(from, to)| (Endpoint::from(*from), Endpoint::from(*to))).collect();
-        let present: std::collections::HashMap<Endpoint, Endpoint> = self.redirects.iter().collect::<Result<_, _>>()?;
-        for from in present.keys().filter(|from| !wanted.contains_key(*from)) {
-            self.redirects.remove(from)?;
-        }
-        for (from, to) in wanted.iter().filter(|(from, to)| present.get(from) != Some(to)) {
-            self.redirects.insert(from, to, 0)?;
-        }
-        Ok(())
+/// Makes a map hold these and nothing else. The map itself is read, not a memory of it: somebody else may have changed it.
+fn make_equal<K, V>(
+    map: &mut HashMap<MapData, K, V>,
+    wanted: &std::collections::HashMap<K, V>,
+) -> Result<(), aya::maps::MapError>
+where
+    K: aya::Pod + Eq + std::hash::Hash,
+    V: aya::Pod + PartialEq,
+{
+    let present: std::collections::HashMap<K, V> = map.iter().collect::<Result<_, _>>()?;
+    for key in present.keys().filter(|key| !wanted.contains_key(*key)) {
+        map.remove(key)?;
     }
+    for (key, value) in wanted.iter().filter(|(key, value)| present.get(key) != Some(value)) {
+        map.insert(key, value, 0)?;
+    }
+    Ok(())
+}
+
+fn endpoints(entries: &Entries) -> std::collections::HashMap<Endpoint, Endpoint> {
+    entries.iter().map(|(from, to)| (Endpoint::from(*from), Endpoint::from(*to))).collect()
 }
 
 impl Redirect for Redirector {
     fn sync(&mut self, entries: &Entries) -> Result<(), String> {
-        // The map itself is read, not a memory of it: somebody else may have changed it.
-        self.make_equal(entries)
+        make_equal(&mut self.redirects, &endpoints(entries))
             .map_err(|error| format!("cannot change the map of redirected addresses: {}", chain(&error)))
+    }
+
+    fn sync_draining(&mut self, draining: &Draining) -> Result<(), String> {
+        let Some(pods) = &self.pods else { return Ok(()) };
+        let on_this_node = draining.pods.iter().filter_map(|uid| cgroup::id(&cgroup::pod(pods, uid)?));
+        // The pods first: none of them may meet an entry that is not for it.
+        make_equal(&mut self.draining_pods, &on_this_node.map(|cgroup| (cgroup, 1)).collect())
+            .and_then(|()| make_equal(&mut self.draining, &endpoints(&draining.entries)))
+            .map_err(|error| format!("cannot change the map of ending pods: {}", chain(&error)))
     }
 }
 

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::connection::Context;
 use crate::directory::{Directory, Speaker};
+use crate::draining::{Draining, Named};
 use crate::fallback::{self, Patience, Phase};
 use crate::interception::{self, Entries, Interception};
 use crate::listener::Listener;
@@ -98,13 +99,20 @@ pub struct Supervisor {
     parts: Parts,
     directory: Directory,
     live: BTreeMap<String, Live>,
+    draining: Named,
     phase: Phase,
 }
 
 impl Supervisor {
     /// Knows of no ElastiService yet.
     pub fn new(parts: Parts) -> Self {
-        Self { parts, directory: Directory::default(), live: BTreeMap::new(), phase: Phase::Informed }
+        Self {
+            parts,
+            directory: Directory::default(),
+            live: BTreeMap::new(),
+            draining: Named::default(),
+            phase: Phase::Informed,
+        }
     }
 
     /// Works until the context's end. From `leaving` on nothing is redirected, the listeners stay.
@@ -115,6 +123,7 @@ impl Supervisor {
         let mut ticks = 0;
         let mut batch = Vec::with_capacity(BATCH);
         loop {
+            let draining_ends = self.draining.next_end(Instant::now());
             tokio::select! {
                 biased;
                 () = ended.cancelled() => return,
@@ -127,6 +136,7 @@ impl Supervisor {
                         batch.drain(..).flat_map(|said| self.directory.apply(said.from, said.message)).collect();
                     self.settle(&touched, false);
                 }
+                () = until(draining_ends) => self.redirect_draining(false),
                 _ = tick.tick() => {
                     ticks += 1;
                     let touched = self.stale();
@@ -170,6 +180,7 @@ impl Supervisor {
             }
         }
         self.parts.interception.set(self.redirects(), repair);
+        self.redirect_draining(repair);
         for uid in touched {
             if let Some(live) = self.live.get_mut(uid) {
                 let ports = &live.state.ports;
@@ -234,6 +245,14 @@ impl Supervisor {
         listening.flat_map(|live| interception::wanted(&live.state, &self.parts.pod)).collect()
     }
 
+    fn redirect_draining(&mut self, repair: bool) {
+        let redirects = self.phase != Phase::Abandoned && !self.parts.board.leaving();
+        let listening = self.live.values().filter(|live| redirects && live.error.is_none());
+        let states: Vec<&ServiceState> = listening.map(|live| &*live.state).collect();
+        let draining: Draining = self.draining.current(&states, &self.parts.pod, Instant::now());
+        self.parts.interception.set_draining(draining, repair);
+    }
+
     fn ack(&self, live: &Live) -> Ack {
         let wanted = interception::wanted(&live.state, &self.parts.pod);
         let redirecting = self.parts.interception.covers(&wanted);
@@ -259,4 +278,11 @@ fn view(state: &ServiceState, phase: Phase) -> View {
         (port.interception_port, view)
     });
     View { hold: state.hold, ports: ports.collect(), direct: state.mode == Mode::Serve }
+}
+
+async fn until(end: Option<Instant>) {
+    match end {
+        Some(end) => tokio::time::sleep_until(end.into()).await,
+        None => std::future::pending().await,
+    }
 }

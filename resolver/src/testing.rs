@@ -18,9 +18,11 @@ pub(crate) fn service_state(uid: &str, revision: u64, interception_port: u16) ->
             port: 80,
             interception_port,
             backends: vec![],
+            draining: vec![],
             protocol: Protocol::Auto,
             proxy_protocol: false,
         }],
+        draining_pods: vec![],
         hold: HoldPolicy::default(),
     }
 }

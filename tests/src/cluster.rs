@@ -208,6 +208,8 @@ pub struct Target {
     pub ports: Vec<u16>,
     /// Fields of the container that are laid over the usual ones.
     pub container: Value,
+    /// Fields of the pod's spec that are laid over the usual ones.
+    pub pod: Value,
     /// Fields of the ElastiService's spec that are laid over the usual ones.
     pub spec: Value,
 }
@@ -219,6 +221,7 @@ impl Target {
             command: command.iter().map(|word| (*word).to_owned()).collect(),
             ports: ports.to_vec(),
             container: json!({}),
+            pod: json!({}),
             spec: json!({}),
         }
     }
@@ -244,6 +247,8 @@ impl Target {
             "readinessProbe": {"tcpSocket": {"port": self.ports[0]}, "periodSeconds": 1},
         });
         lay_over(&mut container, &self.container);
+        let mut pod = json!({"containers": [container], "nodeName": NODES[0], "terminationGracePeriodSeconds": 1});
+        lay_over(&mut pod, &self.pod);
         json!({
             "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": self.name},
             "spec": {
@@ -251,9 +256,7 @@ impl Target {
                 "selector": {"matchLabels": {"app": self.name}},
                 "template": {
                     "metadata": {"labels": {"app": self.name}},
-                    "spec": {
-                        "containers": [container], "nodeName": NODES[0], "terminationGracePeriodSeconds": 1,
-                    },
+                    "spec": pod,
                 },
             },
         })

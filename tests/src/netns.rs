@@ -35,13 +35,23 @@ impl Host {
         &self.cgroup
     }
 
+    /// Makes a cgroup below its own.
+    pub fn make_cgroup(&self, below: &str) {
+        std::fs::create_dir_all(self.cgroup.join(below)).expect("cannot make a cgroup");
+    }
+
     /// A command in its network namespace and cgroup.
     pub fn inside(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        self.below("", program)
+    }
+
+    /// A command in its network namespace and a cgroup below its own.
+    fn below(&self, cgroup: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net=/run/netns/{}", self.name))
             .args(["sh", "-c", r#"[ ! -d "$0" ] || echo $$ > "$0/cgroup.procs"; exec "$@""#])
-            .arg(&self.cgroup)
+            .arg(self.cgroup.join(cgroup))
             .arg(program);
         command
     }
@@ -58,7 +68,13 @@ impl Host {
 
     /// Connects as a client and returns what it prints: the peer that it sees and the greeting, or the error.
     pub fn connect(&self, arguments: &[&str]) -> String {
-        let output = self.inside(probe()).arg("connect").args(arguments).output().expect("cannot start a client");
+        self.connect_from("", arguments)
+    }
+
+    /// The same as a client in a cgroup below the host's own.
+    pub fn connect_from(&self, cgroup: &str, arguments: &[&str]) -> String {
+        let output =
+            self.below(cgroup, probe()).arg("connect").args(arguments).output().expect("cannot start a client");
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 }
@@ -70,8 +86,18 @@ impl Drop for Host {
             let _reaped = child.wait();
         }
         let _gone = Command::new("ip").args(["netns", "delete", &self.name]).status();
-        let _gone = std::fs::remove_dir(&self.cgroup);
+        remove(&self.cgroup);
     }
+}
+
+/// Removes a cgroup and those below it, which must go first.
+fn remove(cgroup: &Path) {
+    for below in std::fs::read_dir(cgroup).into_iter().flatten().filter_map(Result::ok) {
+        if below.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&below.path());
+        }
+    }
+    let _gone = std::fs::remove_dir(cgroup);
 }
 
 /// The machine's cgroup2 hierarchy.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use elasti_resolver::draining::Draining;
 use elasti_resolver::interception::{Entries, Redirect};
 use elasti_resolver::redirect::{Redirector, entries};
 use elasti_tests::netns::{Host, RESOLVER};
@@ -129,6 +130,52 @@ async fn a_map_that_was_changed_behind_our_back_is_repaired() {
     it.redirector.sync(&foreign).unwrap();
     it.redirector.sync(&it.wanted).unwrap();
     assert_eq!(entries(&it.redirector), it.wanted);
+    assert_eq!(it.host.connect(&[SERVICE4]), format!("{SERVICE4} resolver"));
+}
+
+const ENDING_POD: &str = "10.244.1.9:8080";
+const ENDING_UID: &str = "01234567-89ab-cdef-0123-456789abcdef";
+
+/// A host with a place for pods, where the address of an ending pod leads to a server named `resolver`.
+fn ending_pod(test: &str) -> (Host, Redirector) {
+    let mut host = Host::new(test);
+    let port = host.serve("resolver");
+    for cgroup in ["kubelet", "kubepods/podother", &format!("kubepods/burstable/pod{ENDING_UID}/container")] {
+        host.make_cgroup(cgroup);
+    }
+    let mut redirector = Redirector::load(host.cgroup(), false).unwrap();
+    let to = SocketAddr::new(RESOLVER[0].parse().unwrap(), port);
+    let entries = [(ENDING_POD.parse().unwrap(), to)].into();
+    redirector.sync_draining(&Draining { entries, pods: [ENDING_UID.to_owned()].into() }).unwrap();
+    (host, redirector)
+}
+
+#[tokio::test]
+async fn the_address_of_an_ending_pod_is_redirected_for_other_pods_and_neither_for_kubelet_nor_for_itself() {
+    let (host, mut redirector) = ending_pod("ending");
+    assert_eq!(host.connect_from("kubepods/podother", &[ENDING_POD]), format!("{ENDING_POD} resolver"));
+    assert_eq!(redirector.counter(Counter::Redirected), 1);
+    assert!(passes(&host.connect_from("kubelet", &[ENDING_POD])), "kubelet probes it until it has ended");
+    assert!(passes(&host.connect_from("", &[ENDING_POD])), "no pod");
+    let own = format!("kubepods/burstable/pod{ENDING_UID}/container");
+    assert!(passes(&host.connect_from(&own, &[ENDING_POD])), "the pod itself");
+    let mark = ["--mark", &OWN_MARK.to_string(), ENDING_POD];
+    assert!(passes(&host.connect_from("kubepods/podother", &mark)), "the resolver");
+    assert!(passes(&host.connect_from("kubepods/podother", &["10.244.1.9:81"])), "another port");
+    redirector.sync_draining(&Draining::default()).unwrap();
+    assert!(passes(&host.connect_from("kubepods/podother", &[ENDING_POD])), "an entry that was removed");
+    assert_eq!(redirector.counter(Counter::Redirected), 1);
+}
+
+#[tokio::test]
+async fn services_are_redirected_for_kubelet_and_ending_pods_too() {
+    let mut it = Redirected::new("everybody");
+    for cgroup in ["kubelet", &format!("kubepods/pod{ENDING_UID}")] {
+        it.host.make_cgroup(cgroup);
+        assert_eq!(it.host.connect_from(cgroup, &[SERVICE4]), format!("{SERVICE4} resolver"), "{cgroup}");
+    }
+    // Where no cgroup of pods was found, addresses of pods are left alone and nothing else suffers.
+    it.redirector.sync_draining(&Draining { entries: it.wanted.clone(), ..Draining::default() }).unwrap();
     assert_eq!(it.host.connect(&[SERVICE4]), format!("{SERVICE4} resolver"));
 }
 

@@ -25,6 +25,10 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
 /// (TCP retransmits after 200 ms at the least) costs nobody the stream.
 pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// For how long the address of a pod that is about to end is redirected at most: a client whose endpoint list is older than
+/// this has other troubles, and the address must be free for the next pod soon.
+pub const DRAINING_LIFETIME: Duration = Duration::from_secs(3);
+
 /// Whether connections to a Service are intercepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -106,6 +110,9 @@ pub struct ServiceState {
     pub fallback: Vec<IpAddr>,
     /// The Service's TCP ports.
     pub ports: Vec<PortState>,
+    /// UIDs of the pods behind [`PortState::draining`]: what they dial themselves is not redirected.
+    #[serde(default)]
+    pub draining_pods: Vec<String>,
     /// How connections are held.
     pub hold: HoldPolicy,
 }
@@ -120,6 +127,10 @@ pub struct PortState {
     pub interception_port: u16,
     /// Ready endpoints of the target for this port: pod address and target port.
     pub backends: Vec<SocketAddr>,
+    /// Addresses of the target's pods that are about to end, while it has no ready one: what pods still dial there is
+    /// redirected too, for no longer than [`DRAINING_LIFETIME`] after the resolver first heard of the address.
+    #[serde(default)]
+    pub draining: Vec<SocketAddr>,
     /// What is spoken on the port, as far as anybody has said.
     #[serde(default)]
     pub protocol: Protocol,
@@ -276,9 +287,11 @@ mod tests {
                 port: 80,
                 interception_port: 20_000,
                 backends: vec!["10.244.0.9:8080".parse().unwrap(), "[fd00::9]:8080".parse().unwrap()],
+                draining: vec!["10.244.0.8:8080".parse().unwrap()],
                 protocol: Protocol::Http,
                 proxy_protocol: true,
             }],
+            draining_pods: vec!["p".into()],
             hold: HoldPolicy::default(),
         }
     }
@@ -301,6 +314,15 @@ mod tests {
         assert_eq!(decode::<ResolverMessage>(&encode(&ack).unwrap()).unwrap(), ack);
         let leaving = encode(&ResolverMessage::Leaving).unwrap();
         assert_eq!(decode::<ResolverMessage>(&leaving).unwrap(), ResolverMessage::Leaving);
+    }
+
+    #[test]
+    fn a_state_of_an_operator_that_knows_no_draining_pods_is_read() {
+        let mut old = serde_json::to_value(service()).unwrap();
+        old.as_object_mut().unwrap().remove("drainingPods").unwrap();
+        old["ports"][0].as_object_mut().unwrap().remove("draining").unwrap();
+        let read: ServiceState = serde_json::from_value(old).unwrap();
+        assert!(read.draining_pods.is_empty() && read.ports[0].draining.is_empty());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use elasti_api::names;
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::observed::{Addressing, ObjectKey, ResolverSlice, ServiceObserved, ServicePort};
@@ -57,35 +57,66 @@ pub(super) fn own_slice(slice: &EndpointSlice) -> Option<(String, ResolverSlice)
     Some((uid, own))
 }
 
-/// Ready endpoints of one slice.
+/// Endpoints of one slice.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Backends {
-    addresses: Vec<IpAddr>,
+    endpoints: Vec<(IpAddr, State)>,
     ports: Vec<(String, u16)>,
 }
 
+/// What an endpoint is good for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Ready,
+    NotReady,
+    /// It is about to end; UID of its pod.
+    Draining(String),
+}
+
 impl Backends {
-    /// The endpoints for the Service port of this name.
+    /// The ready endpoints for the Service port of this name.
     pub(super) fn of_port(&self, name: &str) -> Vec<SocketAddr> {
-        self.ports
-            .iter()
-            .filter(|(port_name, _)| port_name == name)
-            .flat_map(|(_, port)| self.addresses.iter().map(|address| SocketAddr::new(*address, *port)))
-            .collect()
+        self.on_port(name, |state| (*state == State::Ready).then_some(())).map(|(address, ())| address).collect()
+    }
+
+    /// The endpoints for the Service port of this name that are about to end, with the UIDs of their pods.
+    pub(super) fn draining<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (SocketAddr, &'a str)> {
+        self.on_port(name, |state| match state {
+            State::Draining(pod) => Some(pod.as_str()),
+            State::Ready | State::NotReady => None,
+        })
+    }
+
+    /// Addresses of the endpoints that are not about to end.
+    pub(super) fn staying(&self) -> impl Iterator<Item = IpAddr> {
+        self.endpoints.iter().filter(|(_, state)| !matches!(state, State::Draining(_))).map(|(address, _)| *address)
+    }
+
+    fn on_port<'a, T: Clone + 'a>(
+        &'a self,
+        name: &'a str,
+        wanted: impl Fn(&'a State) -> Option<T> + 'a,
+    ) -> impl Iterator<Item = (SocketAddr, T)> {
+        let chosen: Vec<_> =
+            self.endpoints.iter().filter_map(|(address, state)| Some((*address, wanted(state)?))).collect();
+        self.ports.iter().filter(move |(port_name, _)| port_name == name).flat_map(move |(_, port)| {
+            let port = *port;
+            chosen.clone().into_iter().map(move |(address, it)| (SocketAddr::new(address, port), it))
+        })
     }
 }
 
-/// The Service that a slice belongs to, and its ready endpoints. An absent condition means ready, as the API says.
+/// The Service that a slice belongs to, and its endpoints. An absent condition means ready, as the API says. One that is
+/// about to end is not ready, even where its Service publishes it as if it were (`publishNotReadyAddresses`).
 pub(super) fn backends(slice: &EndpointSlice) -> Option<(String, Backends)> {
     let service = slice.metadata.labels.as_ref()?.get(names::SERVICE_NAME_LABEL)?.clone();
-    let ready = |conditions: Option<&k8s_openapi::api::discovery::v1::EndpointConditions>| {
-        conditions.and_then(|conditions| conditions.ready).unwrap_or(true)
-    };
-    let addresses = slice
+    let endpoints = slice
         .endpoints
         .iter()
-        .filter(|endpoint| ready(endpoint.conditions.as_ref()))
-        .flat_map(|endpoint| endpoint.addresses.iter().filter_map(|address| address.parse().ok()))
+        .flat_map(|endpoint| {
+            let state = state(endpoint);
+            endpoint.addresses.iter().filter_map(move |address| Some((address.parse().ok()?, state.clone())))
+        })
         .collect();
     let ports = slice
         .ports
@@ -94,5 +125,15 @@ pub(super) fn backends(slice: &EndpointSlice) -> Option<(String, Backends)> {
         .filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP")
         .filter_map(|port| Some((port.name.clone().unwrap_or_default(), u16::try_from(port.port?).ok()?)))
         .collect();
-    Some((service, Backends { addresses, ports }))
+    Some((service, Backends { endpoints, ports }))
+}
+
+fn state(endpoint: &Endpoint) -> State {
+    let conditions = endpoint.conditions.clone().unwrap_or_default();
+    if conditions.terminating == Some(true) {
+        // Only of a pod is it known when its containers have ended: its endpoint goes then.
+        let pod = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
+        return pod.and_then(|pod| pod.uid.clone()).map_or(State::NotReady, State::Draining);
+    }
+    if conditions.ready.unwrap_or(true) { State::Ready } else { State::NotReady }
 }

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use elasti_api::v1alpha1::{ElastiService, InterceptedPort, ScaleTrigger};
 
 use super::*;
-use crate::observed::{Addressing, ServicePort, TriggersObserved};
+use crate::observed::{Addressing, DrainingEndpoint, ServicePort, TriggersObserved};
 use crate::resolvers::{Ack, ResolverObserved, Traffic};
 
+mod draining;
 mod orders;
 
 const SETTINGS: Settings = Settings {
@@ -23,6 +24,7 @@ struct World {
     private: Option<ServiceObserved>,
     target: TargetState,
     ready: bool,
+    draining: Vec<DrainingEndpoint>,
     slices: Vec<ResolverSlice>,
     resolvers: Vec<ResolverObserved>,
     triggers: Option<TriggersObserved>,
@@ -65,6 +67,7 @@ impl World {
             service: Some(service),
             target: TargetState::Missing,
             ready: true,
+            draining: vec![],
             slices: vec![],
             resolvers: vec![],
             triggers: None,
@@ -82,7 +85,8 @@ impl World {
     }
 
     fn scale(&mut self, spec_replicas: i32) {
-        self.target = TargetState::Found(TargetObserved { spec_replicas, ..TargetObserved::default() });
+        self.target =
+            TargetState::Found(TargetObserved { spec_replicas, pod_network: true, ..TargetObserved::default() });
     }
 
     fn connect(&mut self, number: u8) {
@@ -135,6 +139,7 @@ impl World {
             private: self.private.clone(),
             target: self.target.clone(),
             backends,
+            draining: self.draining.clone(),
             slices: self.slices.clone(),
             stale_private: vec![],
             resolvers: self.resolvers.clone(),

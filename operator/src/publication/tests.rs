@@ -15,6 +15,7 @@ fn state(uid: &str, revision: u64) -> ServiceState {
         cluster_ips: vec![],
         fallback: vec![],
         ports: vec![],
+        draining_pods: vec![],
         hold: HoldPolicy::default(),
     }
 }
@@ -123,11 +124,16 @@ fn the_longest_state_fits_a_line() {
             port,
             interception_port: 59_999,
             backends: vec![backend; 2000],
+            draining: vec![backend; 2000],
             protocol: Protocol::Auto,
             proxy_protocol: false,
         });
         let publication = publication();
-        publication.publish(ServiceState { ports: ports.collect(), ..state("a", 1) });
+        publication.publish(ServiceState {
+            ports: ports.collect(),
+            draining_pods: vec!["01234567-89ab-cdef-0123-456789abcdef".to_owned(); 10_000],
+            ..state("a", 1)
+        });
         assert!(publication.log().entries[&1].line.len() < MAX_LINE);
     }
 }

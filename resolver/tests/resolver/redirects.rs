@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use elasti_api::message::{Mode, OperatorMessage, ResolverMessage, ServiceState};
 use elasti_resolver::app::Redirection;
+use elasti_resolver::draining::Draining;
 use elasti_resolver::fallback::Patience;
 use elasti_resolver::interception::{Entries, Redirect};
 use tokio::sync::watch;
@@ -13,7 +14,7 @@ use crate::operator::Operator;
 use crate::world::{DEADLINE, World, free_port, state};
 
 /// Remembers the map, and whether its targets were listening when it was written.
-struct Fake(watch::Sender<(Entries, bool)>);
+struct Fake(watch::Sender<(Entries, bool)>, watch::Sender<Draining>);
 
 impl Redirect for Fake {
     fn sync(&mut self, entries: &Entries) -> Result<(), String> {
@@ -26,12 +27,26 @@ impl Redirect for Fake {
         });
         Ok(())
     }
+
+    fn sync_draining(&mut self, draining: &Draining) -> Result<(), String> {
+        self.1.send_replace(draining.clone());
+        Ok(())
+    }
 }
 
 async fn redirecting(services: Vec<ServiceState>, patience: Patience) -> (World, watch::Receiver<(Entries, bool)>) {
-    let (map, written) = watch::channel((Entries::new(), true));
-    let redirection = Redirection::On { redirect: Box::new(Fake(map)), mark: |_| Ok(()) };
-    (World::with(services, redirection, patience).await, written)
+    let (world, written, _) = draining(services, patience).await;
+    (world, written)
+}
+
+async fn draining(
+    services: Vec<ServiceState>,
+    patience: Patience,
+) -> (World, watch::Receiver<(Entries, bool)>, watch::Receiver<Draining>) {
+    let ((map, written), (pods, draining)) =
+        (watch::channel((Entries::new(), true)), watch::channel(Draining::default()));
+    let redirection = Redirection::On { redirect: Box::new(Fake(map, pods)), mark: |_| Ok(()) };
+    (World::with(services, redirection, patience).await, written, draining)
 }
 
 async fn holds(map: &mut watch::Receiver<(Entries, bool)>, wanted: &[(&str, u16)]) {
@@ -100,5 +115,24 @@ async fn long_silence_ends_redirection_and_a_word_brings_it_back() {
     std::mem::replace(&mut world.operator, spare).kill().await;
     holds(&mut map, &[]).await;
     world.operator = Operator::start(&world.identity, stream_port, vec![state("a", 1, port, &[])]).await;
+    holds(&mut map, &[("10.96.0.1:80", port)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_of_an_ending_pod_goes_by_itself_though_no_operator_takes_it_back() {
+    let port = free_port();
+    let mut ending = state("a", 1, port, &[]);
+    ending.ports[0].draining = vec!["10.244.1.9:8080".parse().unwrap()];
+    let begun = std::time::Instant::now();
+    let (world, mut map, mut draining) = draining(vec![ending], Patience::default()).await;
+    holds(&mut map, &[("10.96.0.1:80", port)]).await;
+    let has = async |draining: &mut watch::Receiver<Draining>, count: usize| {
+        let seen = tokio::time::timeout(DEADLINE, draining.wait_for(|now| now.entries.len() == count)).await;
+        drop(seen.expect("other addresses of ending pods are redirected"));
+    };
+    has(&mut draining, 1).await;
+    hears_redirecting(&world.operator, true).await;
+    has(&mut draining, 0).await;
+    assert!(begun.elapsed() >= elasti_api::message::DRAINING_LIFETIME);
     holds(&mut map, &[("10.96.0.1:80", port)]).await;
 }

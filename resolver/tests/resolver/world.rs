@@ -134,9 +134,11 @@ pub(crate) fn state(uid: &str, revision: u64, interception_port: u16, backends: 
             port: 80,
             interception_port,
             backends: backends.to_vec(),
+            draining: vec![],
             protocol: Protocol::Auto,
             proxy_protocol: false,
         }],
+        draining_pods: vec![],
         hold: HoldPolicy::default(),
     }
 }

@@ -200,9 +200,11 @@ fn state(revision: u64, backends: usize) -> ServiceState {
             port: 80,
             interception_port: 20_000,
             backends,
+            draining: vec![],
             protocol: Protocol::Auto,
             proxy_protocol: false,
         }],
+        draining_pods: vec![],
         hold: HoldPolicy::default(),
     }
 }

@@ -1,0 +1,111 @@
+//! What endpoints of slices are good for, over all slices.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::slices::OWNER_LABEL;
+
+/// An endpoint of a pod whose UID is its name.
+fn endpoint(address: &str, pod: &str, conditions: &Value) -> Value {
+    json!({"addresses": [address], "conditions": conditions, "targetRef": {"kind": "Pod", "name": pod, "uid": pod}})
+}
+
+fn ready(address: &str, pod: &str) -> Value {
+    endpoint(address, pod, &json!({"ready": true, "serving": true, "terminating": false}))
+}
+
+fn ending(address: &str, pod: &str) -> Value {
+    endpoint(address, pod, &json!({"ready": false, "serving": true, "terminating": true}))
+}
+
+fn slice(name: &str, service: &str, endpoints: &[Value]) -> EndpointSlice {
+    serde_json::from_value(json!({
+        "metadata": {"namespace": "n", "name": name, "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "http", "port": 8080}],
+    }))
+    .unwrap()
+}
+
+fn caches() -> Caches {
+    let caches = Caches::new();
+    let service = |name: &str, labels: &Value| {
+        serde_json::from_value(json!({
+            "metadata": {"namespace": "n", "name": name, "uid": name, "labels": labels},
+            "spec": {"clusterIPs": ["10.96.0.1"], "ports": [{"name": "http", "port": 80}]},
+        }))
+        .unwrap()
+    };
+    let elasti = json!({
+        "metadata": {"namespace": "n", "name": "web", "uid": "e"},
+        "spec": {"service": "web", "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"}},
+    });
+    caches.apply_elasti(serde_json::from_value(elasti).unwrap());
+    caches.apply_service(&service("web", &json!({})));
+    caches.apply_service(&service("private", &json!({OWNER_LABEL: "e"})));
+    caches
+}
+
+/// Addresses of the pods that are about to end, and whether somebody else has them.
+fn draining(caches: &Caches) -> Vec<(String, bool)> {
+    let snapshot = caches.snapshot(&ObjectKey::new("n", "web")).unwrap();
+    snapshot.draining.into_iter().map(|endpoint| (endpoint.address.to_string(), endpoint.elsewhere)).collect()
+}
+
+#[test]
+fn an_ending_pod_is_draining_until_its_endpoint_goes_and_is_no_backend() {
+    let caches = caches();
+    let concerned = caches.apply_slice(&slice("a", "web", &[ending("10.1.0.1", "p"), ready("10.1.0.2", "q")]));
+    assert_eq!(concerned.len(), 1);
+    let snapshot = caches.snapshot(&ObjectKey::new("n", "web")).unwrap();
+    assert_eq!(snapshot.backends[&80], ["10.1.0.2:8080".parse().unwrap()]);
+    let expected =
+        DrainingEndpoint { port: 80, address: "10.1.0.1:8080".parse().unwrap(), pod: "p".to_owned(), elsewhere: false };
+    assert_eq!(snapshot.draining, [expected]);
+    caches.apply_slice(&slice("a", "web", &[]));
+    assert_eq!(draining(&caches), []);
+}
+
+#[test]
+fn an_ending_pod_that_is_published_as_if_it_were_ready_is_none_the_less_no_backend() {
+    let caches = caches();
+    let published = endpoint("10.1.0.1", "p", &json!({"ready": true, "terminating": true}));
+    caches.apply_slice(&slice("a", "web", &[published]));
+    let snapshot = caches.snapshot(&ObjectKey::new("n", "web")).unwrap();
+    assert_eq!((snapshot.backends[&80].len(), snapshot.draining.len()), (0, 1));
+}
+
+#[test]
+fn what_is_no_pod_never_drains() {
+    let caches = caches();
+    let mut other = ending("10.1.0.1", "p");
+    other["targetRef"]["kind"] = json!("VirtualMachine");
+    caches.apply_slice(&slice("a", "web", &[other]));
+    assert_eq!(draining(&caches), []);
+}
+
+#[test]
+fn an_address_that_any_other_service_still_has_is_told() {
+    let caches = caches();
+    caches.apply_slice(&slice("a", "web", &[ending("10.1.0.1", "p")]));
+    let drains = |elsewhere: bool| [("10.1.0.1:8080".to_owned(), elsewhere)];
+    assert_eq!(draining(&caches), drains(false));
+    let other = slice("b", "other", &[ready("10.1.0.1", "new")]);
+    caches.apply_slice(&other);
+    caches.apply_slice(&other);
+    assert_eq!(draining(&caches), drains(true));
+    caches.apply_slice(&slice("b", "other", &[ending("10.1.0.1", "new")]));
+    assert_eq!(draining(&caches), drains(false), "the other is about to end too");
+    let starting = endpoint("10.1.0.1", "new", &json!({"ready": false}));
+    caches.apply_slice(&slice("b", "other", &[starting]));
+    assert_eq!(draining(&caches), drains(true), "an address is taken before its pod is ready");
+    caches.remove_slice(&ObjectKey::new("n", "b"));
+    assert_eq!(draining(&caches), drains(false));
+}
+
+#[test]
+fn the_private_services_slices_concern_its_elasti_service() {
+    let caches = caches();
+    assert_eq!(caches.apply_slice(&slice("b", "private", &[ready("10.1.0.1", "p")])).len(), 1);
+    assert_eq!(caches.apply_slice(&slice("c", "stranger", &[ready("10.1.0.1", "p")])).len(), 0);
+    assert_eq!(caches.remove_slice(&ObjectKey::new("n", "b")).len(), 1);
+}

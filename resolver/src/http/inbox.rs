@@ -4,7 +4,8 @@
 //! Unsure counts as more. [`super::io`] writes it, [`super::Session`] asks.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 /// How chunked bodies without trailers end (RFC 9112, section 7.1).
 const LAST_CHUNK: &[u8] = b"\r\n0\r\n\r\n";

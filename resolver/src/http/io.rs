@@ -6,13 +6,13 @@ use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use prometheus::IntCounter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Sleep, sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::inbox::Inbox;
 
@@ -51,7 +51,7 @@ impl ClientIo {
             return false;
         };
         let deadline = since + HEAD_TIMEOUT;
-        let late = self.late.get_or_insert_with(|| Box::pin(sleep_until(deadline.into())));
+        let late = self.late.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         late.as_mut().poll(cx).is_ready() && Instant::now() >= deadline
     }
 }
@@ -131,5 +131,39 @@ impl Write for ClientIo {
         let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
         self.bytes.inc_by(written as u64);
         Poll::Ready(Ok(written))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use tokio::io::AsyncWriteExt;
+
+    async fn read(io: &mut ClientIo) -> io::Result<usize> {
+        let mut bytes = [0; 64];
+        let mut read = hyper::rt::ReadBuf::new(&mut bytes);
+        poll_fn(|cx| Pin::new(&mut *io).poll_read(cx, read.unfilled())).await?;
+        Ok(read.filled().len())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_between_requests_may_be_silent_but_not_within_a_head() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let bytes = IntCounter::new("bytes", "bytes").unwrap();
+        let inbox = Arc::new(Inbox::default());
+        let mut io = ClientIo::new(stream, bytes.clone(), Some(Arc::clone(&inbox)));
+        let silence = HEAD_TIMEOUT * 100;
+        assert!(tokio::time::timeout(silence, read(&mut io)).await.is_err(), "silent, and not given up");
+
+        client.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+        assert_eq!(read(&mut io).await.unwrap(), 16);
+        let begun = Instant::now();
+        let given_up = tokio::time::timeout(silence, read(&mut io)).await.unwrap();
+        assert_eq!(given_up.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
+        assert!(begun.elapsed() >= HEAD_TIMEOUT && begun.elapsed() < HEAD_TIMEOUT * 2);
+        assert_eq!(bytes.get(), 16);
     }
 }

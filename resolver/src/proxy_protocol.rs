@@ -46,3 +46,58 @@ fn framed(family: u8, parts: &[&[u8]]) -> Vec<u8> {
     let [.., high, low] = addresses.len().to_be_bytes();
     [&SIGNATURE[..], &[VERSION_AND_COMMAND, family, high, low], &addresses].concat()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proxy_header::{ParseConfig, ProxiedAddress, ProxyHeader};
+
+    use super::*;
+
+    fn of(client: &str, destination: &str) -> Vec<u8> {
+        header(client.parse().unwrap(), destination.parse().unwrap())
+    }
+
+    #[test]
+    fn ipv4_byte_for_byte() {
+        let expected = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\x0a\xf4\x01\x02\x0a\x60\x00\x01\xc3\x50\x00\x50";
+        assert_eq!(of("10.244.1.2:50000", "10.96.0.1:80"), expected);
+        assert_eq!(of("[::ffff:10.244.1.2]:50000", "10.96.0.1:80"), expected);
+        assert_eq!(of("[::ffff:10.244.1.2]:50000", "[::ffff:10.96.0.1]:80"), expected);
+    }
+
+    #[test]
+    fn ipv6_byte_for_byte() {
+        let expected = b"\r\n\r\n\0\r\nQUIT\n\x21\x21\x00\x24\
+            \xfd\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\
+            \xfd\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\xc3\x50\x01\xbb";
+        assert_eq!(of("[fd00::1]:50000", "[fd00::2]:443"), expected);
+    }
+
+    #[test]
+    fn of_two_families_the_ipv4_address_is_kept_in_its_ipv6_form() {
+        let expected = b"\r\n\r\n\0\r\nQUIT\n\x21\x21\x00\x24\
+            \x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff\x0a\xf4\x01\x02\
+            \xfd\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\xc3\x50\x01\xbb";
+        assert_eq!(of("10.244.1.2:50000", "[fd00::2]:443"), expected);
+    }
+
+    proptest! {
+        #[test]
+        fn another_parser_reads_the_addresses_and_nothing_of_what_follows(
+            client: (IpAddr, u16), destination: (IpAddr, u16), payload: Vec<u8>
+        ) {
+            let mut bytes = header(client.into(), destination.into());
+            let length = bytes.len();
+            bytes.extend(&payload);
+            let (read, consumed) = ProxyHeader::parse(&bytes, ParseConfig::default()).unwrap();
+            prop_assert_eq!(consumed, length);
+            let ProxiedAddress { source, destination: reached, protocol } = read.proxied_address().unwrap();
+            prop_assert_eq!(*protocol, proxy_header::Protocol::Stream);
+            for (read, written) in [(source, client), (reached, destination)] {
+                prop_assert_eq!(read.ip().to_canonical(), written.0.to_canonical());
+                prop_assert_eq!(read.port(), written.1);
+            }
+        }
+    }
+}

@@ -14,8 +14,13 @@ pub type Entries = HashMap<SocketAddr, SocketAddr>;
 
 /// Redirects connections on this node until it is dropped.
 pub trait Redirect: Send {
-    /// Redirects these and no others, whatever was redirected before. The error says what failed.
-    fn sync(&mut self, entries: &Entries) -> Result<(), String>;
+    /// Redirects these and no others, whatever was redirected before. Returns whether anything had to be changed for
+    /// that; the error says what failed.
+    fn sync(&mut self, entries: &Entries) -> Result<bool, String>;
+
+    /// Attaches anew what somebody else has detached; cheap when nothing was. Returns whether anything was; the error
+    /// says why nothing is redirected now.
+    fn reattach(&mut self) -> Result<bool, String>;
 
     /// The same for addresses of pods that are about to end. These are redirected for callers in pods only, so that kubelet's
     /// probes are left alone, and not for the pods that are about to end.
@@ -49,6 +54,7 @@ pub struct Interception {
     error: Option<String>,
     draining: Draining,
     draining_failed: bool,
+    detached: Option<String>,
     metrics: Metrics,
 }
 
@@ -60,6 +66,7 @@ impl Interception {
             redirect,
             applied: Entries::new(),
             error: None,
+            detached: None,
             draining: Draining::default(),
             draining_failed: false,
             metrics,
@@ -73,7 +80,11 @@ impl Interception {
             return;
         }
         match redirect.sync(&entries) {
-            Ok(()) => {
+            Ok(changed) => {
+                if changed && self.error.is_none() && entries == self.applied {
+                    tracing::warn!("the map of redirected addresses was changed by somebody else, and is repaired");
+                    self.metrics.repairs("map").inc();
+                }
                 self.applied = entries;
                 self.error = None;
             }
@@ -105,14 +116,40 @@ impl Interception {
         self.draining = draining;
     }
 
+    /// Sees to it that the programs are still attached. Returns whether anything is another way than before.
+    pub fn check(&mut self) -> bool {
+        let Some(redirect) = &mut self.redirect else { return false };
+        let was = self.detached.take();
+        match redirect.reattach() {
+            Ok(false) => {}
+            Ok(true) => {
+                tracing::warn!("the eBPF programs were detached by somebody else, and are attached again");
+                self.metrics.repairs("programs").inc();
+            }
+            Err(error) => {
+                if was.as_ref() != Some(&error) {
+                    tracing::error!(
+                        error,
+                        "the eBPF programs were detached; EndpointSlices bring connections meanwhile"
+                    );
+                }
+                self.detached = Some(error);
+            }
+        }
+        self.metrics.redirect_enabled.set(self.detached.is_none().into());
+        self.detached != was
+    }
+
     /// Whether all of `wanted` is redirected; not when nothing is wanted.
     pub fn covers(&self, wanted: &Entries) -> bool {
-        !wanted.is_empty() && wanted.iter().all(|(from, to)| self.applied.get(from) == Some(to))
+        !wanted.is_empty()
+            && self.detached.is_none()
+            && wanted.iter().all(|(from, to)| self.applied.get(from) == Some(to))
     }
 
     /// Why connections are not redirected, if they should be.
     pub fn error(&self) -> Option<&str> {
-        self.error.as_deref()
+        self.detached.as_deref().or(self.error.as_deref())
     }
 
     /// Redirects nothing from now on, for good.
@@ -135,14 +172,18 @@ mod tests {
     struct Fake(Arc<Mutex<(u32, bool)>>);
 
     impl Redirect for Fake {
-        fn sync(&mut self, _entries: &Entries) -> Result<(), String> {
+        fn sync(&mut self, _entries: &Entries) -> Result<bool, String> {
             let mut fake = self.0.lock().unwrap();
             fake.0 += 1;
-            if fake.1 { Err("full".into()) } else { Ok(()) }
+            if fake.1 { Err("full".into()) } else { Ok(true) }
+        }
+
+        fn reattach(&mut self) -> Result<bool, String> {
+            if self.0.lock().unwrap().1 { Err("no such cgroup".into()) } else { Ok(false) }
         }
 
         fn sync_draining(&mut self, _draining: &Draining) -> Result<(), String> {
-            self.sync(&Entries::new())
+            self.sync(&Entries::new()).map(drop)
         }
     }
 
@@ -201,6 +242,21 @@ mod tests {
         interception.set_draining(draining, false);
         assert_eq!(fake.0.lock().unwrap().0, 2);
         assert!(!interception.covers(&entries()), "nobody waits for these");
+    }
+
+    #[test]
+    fn nothing_is_redirected_while_programs_cannot_be_attached() {
+        let fake = Fake::default();
+        let mut interception = Interception::new(Some(Box::new(fake.clone())), Metrics::new(&Registry::new()).unwrap());
+        interception.set(entries(), false);
+        assert!(!interception.check());
+        fake.0.lock().unwrap().1 = true;
+        assert!(interception.check(), "news");
+        assert!(!interception.check(), "no news");
+        assert_eq!((interception.error(), interception.covers(&entries())), (Some("no such cgroup"), false));
+        fake.0.lock().unwrap().1 = false;
+        assert!(interception.check(), "news again");
+        assert_eq!((interception.error(), interception.covers(&entries())), (None, true));
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub struct Metrics {
     closed: IntCounterVec,
     bytes: IntCounterVec,
     wake: HistogramVec,
+    repairs: IntCounterVec,
     /// 1 while connections are redirected by eBPF on this node.
     pub redirect_enabled: IntGauge,
     /// Entries in the redirect map.
@@ -55,6 +56,13 @@ impl Metrics {
                     .buckets(WAKE_BUCKETS.to_vec()),
                 &["phase"],
             )?,
+            repairs: IntCounterVec::new(
+                Opts::new(
+                    name("redirect_repairs_total"),
+                    "Times that what redirects was found changed and made right.",
+                ),
+                &["what"],
+            )?,
             redirect_enabled: IntGauge::new(name("redirect_enabled"), "1 while eBPF redirects connections here.")?,
             redirect_entries: IntGauge::new(name("redirect_entries"), "Addresses that are redirected.")?,
             streams: IntGauge::new(name("operator_streams"), "Streams to operator replicas that are up.")?,
@@ -63,7 +71,7 @@ impl Metrics {
                 "Messages ignored because a newer operator sent them.",
             )?,
         };
-        let collectors: [Box<dyn Collector>; 11] = [
+        let collectors: [Box<dyn Collector>; 12] = [
             Box::new(metrics.held.clone()),
             Box::new(metrics.forwarding.clone()),
             Box::new(metrics.accepted.clone()),
@@ -71,6 +79,7 @@ impl Metrics {
             Box::new(metrics.closed.clone()),
             Box::new(metrics.bytes.clone()),
             Box::new(metrics.wake.clone()),
+            Box::new(metrics.repairs.clone()),
             Box::new(metrics.redirect_enabled.clone()),
             Box::new(metrics.redirect_entries.clone()),
             Box::new(metrics.streams.clone()),
@@ -78,6 +87,11 @@ impl Metrics {
         ];
         collectors.into_iter().try_for_each(|collector| registry.register(collector))?;
         Ok(metrics)
+    }
+
+    /// Repairs of the `map` of redirected addresses, or of the attachment of `programs`.
+    pub fn repairs(&self, what: &str) -> IntCounter {
+        self.repairs.with_label_values(&[what])
     }
 
     /// The metrics of one Service.

@@ -4,13 +4,15 @@
 //! connections pass untouched. The programs also do nothing when the heartbeat stops. Used by `main` through
 //! [`crate::interception::Redirect`].
 
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
-use aya::programs::{CgroupAttachMode, CgroupSockAddr};
+use aya::programs::CgroupSockAddr;
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use resolver_ebpf::{
@@ -23,13 +25,21 @@ use tokio::task::JoinHandle;
 use crate::draining::Draining;
 use crate::interception::{Entries, Redirect};
 
+use link::{Hook, Link};
+
 pub mod cgroup;
+pub mod link;
 
 /// The programs, as `cargo xtask build-ebpf` builds them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("redirect/elasti.bpf.o");
 
-/// The four programs, each attached to the hook of its name.
-const PROGRAMS: [&str; 4] = ["connect4", "connect6", "getpeername4", "getpeername6"];
+/// The four programs and where each is attached.
+const PROGRAMS: [(&str, Hook); 4] = [
+    ("connect4", Hook::Connect4),
+    ("connect6", Hook::Connect6),
+    ("getpeername4", Hook::Getpeername4),
+    ("getpeername6", Hook::Getpeername6),
+];
 
 /// How often the heartbeat is written: ten times within the age at which the programs give up on the resolver.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(200);
@@ -70,16 +80,17 @@ pub struct Redirector {
     counters: PerCpuArray<MapData, u64>,
     heartbeat: JoinHandle<()>,
     log: Option<JoinHandle<()>>,
-    /// Holds the links: the last thing to go.
-    _programs: Ebpf,
+    /// One for each of [`PROGRAMS`], absent while it cannot be attached.
+    links: [Option<Link>; PROGRAMS.len()],
+    cgroup: File,
+    programs: Ebpf,
 }
 
 impl Redirector {
     /// Loads the programs and attaches them below `cgroup`; `log` has every redirected connection logged. Must run in a
     /// Tokio runtime, which drives heartbeat and log: a runtime that is stuck cannot accept, so its heartbeat must stop.
     pub fn load(cgroup: &std::path::Path, log: bool) -> Result<Self, LoadError> {
-        let directory =
-            std::fs::File::open(cgroup).map_err(|source| LoadError::Open { path: cgroup.to_owned(), source })?;
+        let directory = File::open(cgroup).map_err(|source| LoadError::Open { path: cgroup.to_owned(), source })?;
         let pods = cgroup::pods(cgroup);
         let pods_cgroup = pods.as_deref().and_then(cgroup::id).unwrap_or_default();
         if pods_cgroup == 0 {
@@ -98,16 +109,11 @@ impl Redirector {
         let counters = PerCpuArray::try_from(take(&mut programs, COUNTERS)?).map_err(kernel)?;
         heartbeat.set(0, now(), 0).map_err(kernel)?;
         let log = if log { Some(drive_log(&mut programs)?) } else { None };
-        for name in PROGRAMS {
-            let program: &mut CgroupSockAddr = programs
-                .program_mut(name)
-                .ok_or_else(|| LoadError::Kernel(format!("the object has no program {name}")))?
-                .try_into()
-                .map_err(kernel)?;
-            program.load().map_err(kernel)?;
-            // Cgroup links are shared by their nature; the flag that asks for it is refused (EINVAL).
-            program.attach(&directory, CgroupAttachMode::Single).map_err(kernel)?;
+        for (name, _) in PROGRAMS {
+            program(&mut programs, name)?.load().map_err(kernel)?;
         }
+        let mut links = [const { None }; PROGRAMS.len()];
+        attach(&mut programs, &directory, &mut links)?;
         let heartbeat = tokio::spawn(async move {
             let mut interval = tokio::time::interval(HEARTBEAT_INTERVAL);
             loop {
@@ -117,7 +123,18 @@ impl Redirector {
                 }
             }
         });
-        Ok(Self { redirects, draining, draining_pods, pods, counters, heartbeat, log, _programs: programs })
+        Ok(Self {
+            redirects,
+            draining,
+            draining_pods,
+            pods,
+            counters,
+            heartbeat,
+            log,
+            links,
+            cgroup: directory,
+            programs,
+        })
     }
 
     /// One of the programs' counters, over all CPUs.
@@ -133,10 +150,11 @@ impl Redirector {
 }
 
 /// Makes a map hold these and nothing else. The map itself is read, not a memory of it: somebody else may have changed it.
+/// Returns whether anything had to be changed.
 fn make_equal<K, V>(
     map: &mut HashMap<MapData, K, V>,
     wanted: &std::collections::HashMap<K, V>,
-) -> Result<(), aya::maps::MapError>
+) -> Result<bool, aya::maps::MapError>
 where
     K: aya::Pod + Eq + std::hash::Hash,
     V: aya::Pod + PartialEq,
@@ -148,7 +166,7 @@ where
     for (key, value) in wanted.iter().filter(|(key, value)| present.get(key) != Some(value)) {
         map.insert(key, value, 0)?;
     }
-    Ok(())
+    Ok(present != *wanted)
 }
 
 fn endpoints(entries: &Entries) -> std::collections::HashMap<Endpoint, Endpoint> {
@@ -156,7 +174,7 @@ fn endpoints(entries: &Entries) -> std::collections::HashMap<Endpoint, Endpoint>
 }
 
 impl Redirect for Redirector {
-    fn sync(&mut self, entries: &Entries) -> Result<(), String> {
+    fn sync(&mut self, entries: &Entries) -> Result<bool, String> {
         make_equal(&mut self.redirects, &endpoints(entries))
             .map_err(|error| format!("cannot change the map of redirected addresses: {}", chain(&error)))
     }
@@ -166,8 +184,20 @@ impl Redirect for Redirector {
         let on_this_node = draining.pods.iter().filter_map(|uid| cgroup::id(&cgroup::pod(pods, uid)?));
         // The pods first: none of them may meet an entry that is not for it.
         make_equal(&mut self.draining_pods, &on_this_node.map(|cgroup| (cgroup, 1)).collect())
-            .and_then(|()| make_equal(&mut self.draining, &endpoints(&draining.entries)))
+            .and_then(|_| make_equal(&mut self.draining, &endpoints(&draining.entries)))
+            .map(drop)
             .map_err(|error| format!("cannot change the map of ending pods: {}", chain(&error)))
+    }
+
+    fn reattach(&mut self) -> Result<bool, String> {
+        for link in &mut self.links {
+            link.take_if(|link| !link.is_attached());
+        }
+        if self.links.iter().all(Option::is_some) {
+            return Ok(false);
+        }
+        attach(&mut self.programs, &self.cgroup, &mut self.links).map_err(|error| error.to_string())?;
+        Ok(true)
     }
 }
 
@@ -189,6 +219,22 @@ pub fn mark(socket: &TcpSocket) -> io::Result<()> {
 pub fn entries(redirector: &Redirector) -> Entries {
     let pairs = redirector.redirects.iter().filter_map(Result::ok);
     pairs.map(|(from, to)| (SocketAddr::from(from), SocketAddr::from(to))).collect()
+}
+
+/// A program of the object, loaded or not.
+fn program<'a>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr, LoadError> {
+    let program = programs.program_mut(name);
+    program.ok_or_else(|| LoadError::Kernel(format!("the object has no program {name}")))?.try_into().map_err(kernel)
+}
+
+/// Attaches the loaded programs whose links are absent.
+fn attach(programs: &mut Ebpf, cgroup: &File, links: &mut [Option<Link>]) -> Result<(), LoadError> {
+    for ((name, hook), link) in PROGRAMS.into_iter().zip(links).filter(|(_, link)| link.is_none()) {
+        let fd = program(programs, name)?.fd().map_err(kernel)?.as_fd();
+        let attached = Link::attach(fd, cgroup, hook);
+        *link = Some(attached.map_err(|error| LoadError::Kernel(format!("cannot attach {name}: {error}")))?);
+    }
+    Ok(())
 }
 
 fn take(programs: &mut Ebpf, name: &str) -> Result<Map, LoadError> {

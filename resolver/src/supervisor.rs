@@ -27,7 +27,7 @@ use crate::service::{PortView, Service, View};
 /// What `/readyz` waits for.
 pub const SNAPSHOT: &str = "snapshot of an operator";
 
-/// How often ports that could not be opened are tried again, and silence is measured.
+/// How often ports that could not be opened are tried again, programs are looked after, and silence is measured.
 const TICK: Duration = Duration::from_secs(1);
 
 /// The redirect map is written anew every this many ticks, should somebody have changed it behind our back.
@@ -140,7 +140,8 @@ impl Supervisor {
                 _ = tick.tick() => {
                     ticks += 1;
                     let touched = self.stale();
-                    self.settle(&touched, ticks % REPAIR_TICKS == 0);
+                    let repair = self.parts.interception.check() || ticks % REPAIR_TICKS == 0;
+                    self.settle(&touched, repair);
                 }
             }
         }

@@ -8,5 +8,6 @@
 )]
 
 pub mod api;
+pub mod bpf;
 pub mod cluster;
 pub mod netns;

@@ -17,15 +17,19 @@ use crate::world::{DEADLINE, World, free_port, state};
 struct Fake(watch::Sender<(Entries, bool)>, watch::Sender<Draining>);
 
 impl Redirect for Fake {
-    fn sync(&mut self, entries: &Entries) -> Result<(), String> {
+    fn sync(&mut self, entries: &Entries) -> Result<bool, String> {
         let listening = entries.values().all(|to| std::net::TcpStream::connect(to).is_ok());
-        self.0.send_if_modified(|old| {
+        let changed = self.0.send_if_modified(|old| {
             let new = (entries.clone(), listening);
             let changed = *old != new;
             *old = new;
             changed
         });
-        Ok(())
+        Ok(changed)
+    }
+
+    fn reattach(&mut self) -> Result<bool, String> {
+        Ok(false)
     }
 
     fn sync_draining(&mut self, draining: &Draining) -> Result<(), String> {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -15,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::capacity::{Capacity, Limits, Memory};
 use crate::config::Config;
 use crate::connection::Context;
 use crate::forward::Dialer;
@@ -34,6 +36,9 @@ const LEAVE_GRACE: Duration = Duration::from_secs(5);
 
 /// Resets of the last connections take microseconds.
 const RESET_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Where a container finds the files of its cgroup.
+const CGROUP: &str = "/sys/fs/cgroup";
 
 /// What redirects connections on the node.
 pub enum Redirection {
@@ -59,6 +64,8 @@ pub struct Bound {
     said: mpsc::Receiver<Said>,
     connector: Connector,
     context: Context,
+    capacity: Capacity,
+    memory: Memory,
     drain_timeout: Duration,
 }
 
@@ -75,11 +82,16 @@ pub async fn build(config: Config, redirection: Redirection, levels: Levels) -> 
     };
     let dialer = Dialer { mark };
     let context = Context::new(dialer);
+    let memory = Memory::of(Path::new(CGROUP));
+    let limits = config.limits.unwrap_or_else(|| Limits::of_process(&memory));
+    tracing::info!(?limits, "limits of connections");
+    let capacity = Capacity::new(limits, metrics.clone());
     let supervisor = Supervisor::new(Parts {
         pod: config.pod_ips.clone(),
         patience: config.patience,
         interception: Interception::new(redirect, metrics.clone()),
         context: context.clone(),
+        capacity: capacity.clone(),
         board: board.clone(),
         heard: heard.clone(),
         readiness: readiness.clone(),
@@ -108,6 +120,8 @@ pub async fn build(config: Config, redirection: Redirection, levels: Levels) -> 
         said,
         connector,
         context,
+        capacity,
+        memory,
         drain_timeout: config.drain_timeout,
     })
 }
@@ -122,6 +136,10 @@ impl Bound {
         tasks.spawn(self.server.serve(move |request| std::future::ready(routes.answer(&request)), ended.clone()));
         tasks.spawn(self.supervisor.run(self.said, shutdown.clone()));
         tasks.spawn(stream::run(self.connector, ended.clone()));
+        let following = ended.clone();
+        tasks.spawn(async move {
+            following.run_until_cancelled(self.capacity.follow(self.memory)).await;
+        });
 
         shutdown.cancelled().await;
         leaving.cancel();

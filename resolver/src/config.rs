@@ -9,6 +9,7 @@ use elasti_api::names;
 use elasti_runtime::config::Faults;
 use elasti_runtime::telemetry::{Format, Level};
 
+use crate::capacity::Limits;
 use crate::fallback::Patience;
 
 /// Holds connections to Services whose target is down, and forwards them when it is up.
@@ -86,6 +87,8 @@ pub struct Config {
     pub log_level: Level,
     /// When to believe whom; no flag, for tests.
     pub patience: Patience,
+    /// What connections may use; what the system allows if absent. No flag, for tests.
+    pub limits: Option<Limits>,
 }
 
 impl Config {
@@ -111,6 +114,7 @@ impl Config {
             log_format: faults.parse("--log-format", &arguments.log_format).unwrap_or(Format::Text),
             log_level: faults.parse("--log-level", &arguments.log_level).unwrap_or_default(),
             patience: Patience::default(),
+            limits: None,
         };
         faults.finish(config)
     }

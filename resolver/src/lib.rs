@@ -3,13 +3,14 @@
 //!
 //! Reading order: [`directory`] (what the operators said), [`fallback`] (whom to believe when they are silent),
 //! [`supervisor`] (makes it so: listeners, redirects, acknowledgements), [`service`] (what the connections of one
-//! Service share), [`listener`], [`hold`] and [`forward`] (the life of one connection), [`report`] (what flows back to
+//! Service share), [`listener`], [`capacity`], [`hold`] and [`forward`] (the life of one connection), [`report`] (what flows back to
 //! the operators), [`stream`] (the wire), [`app`] (the wiring), [`config`].
 //!
 //! One task owns all state; it and the connections talk through watch channels, so nothing queues without bound.
 
 pub mod app;
 pub mod balance;
+pub mod capacity;
 pub mod config;
 pub mod connection;
 pub mod directory;

@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::capacity::{self, Share};
 use crate::connection::{self, Context};
 use crate::forward;
 use crate::service::Service;
@@ -17,7 +18,7 @@ use crate::service::Service;
 /// Connections that the kernel accepts before we do; it takes no more than `net.core.somaxconn`, 4096 by default.
 const BACKLOG: i32 = 4096;
 
-/// Pause after a failed accept: the cause, mostly too many open files, does not go away within microseconds.
+/// Pause after an accept that failed for want of something: the want does not go away within microseconds.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// An open listener; closed when dropped. Connections that it accepted live on.
@@ -25,11 +26,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Listener(#[expect(dead_code, reason = "closes the listener when dropped")] DropGuard);
 
 impl Listener {
-    /// Listens on `port` for connections to `service`.
-    pub fn open(port: u16, service: Arc<Service>, context: Context) -> io::Result<Self> {
+    /// Listens on `port` for connections to `service`; those beyond its share are reset.
+    pub fn open(port: u16, service: Arc<Service>, context: Context, share: Share) -> io::Result<Self> {
         let listener = bind(port)?;
         let closed = CancellationToken::new();
-        tokio::spawn(accept(listener, port, service, Arc::new(context), closed.clone()));
+        tokio::spawn(accept(listener, port, service, Arc::new(context), share, closed.clone()));
         Ok(Self(closed.drop_guard()))
     }
 }
@@ -61,6 +62,7 @@ async fn accept(
     port: u16,
     service: Arc<Service>,
     context: Arc<Context>,
+    share: Share,
     closed: CancellationToken,
 ) {
     let mut failing = false;
@@ -68,14 +70,23 @@ async fn accept(
         match accepted {
             Ok((client, _)) => {
                 failing = false;
+                let Ok(permit) = share.admit() else {
+                    forward::reset(&client);
+                    continue;
+                };
                 let connection = connection::serve(Arc::clone(&service), port, client, Arc::clone(&context));
-                context.connections.spawn(connection);
+                context.connections.spawn(async move {
+                    connection.await;
+                    drop(permit);
+                });
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!(port, %error, "cannot accept connections");
                 }
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                if capacity::exhausted(&error) && !share.refuse(&listener) {
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }

@@ -25,6 +25,7 @@ pub struct Metrics {
     bytes: IntCounterVec,
     wake: HistogramVec,
     repairs: IntCounterVec,
+    refused: IntCounterVec,
     /// 1 while connections are redirected by eBPF on this node.
     pub redirect_enabled: IntGauge,
     /// Entries in the redirect map.
@@ -63,6 +64,10 @@ impl Metrics {
                 ),
                 &["what"],
             )?,
+            refused: IntCounterVec::new(
+                Opts::new(name("refused_connections_total"), "Connections reset because the resolver is at a limit."),
+                &["reason"],
+            )?,
             redirect_enabled: IntGauge::new(name("redirect_enabled"), "1 while eBPF redirects connections here.")?,
             redirect_entries: IntGauge::new(name("redirect_entries"), "Addresses that are redirected.")?,
             streams: IntGauge::new(name("operator_streams"), "Streams to operator replicas that are up.")?,
@@ -71,7 +76,7 @@ impl Metrics {
                 "Messages ignored because a newer operator sent them.",
             )?,
         };
-        let collectors: [Box<dyn Collector>; 12] = [
+        let collectors: [Box<dyn Collector>; 13] = [
             Box::new(metrics.held.clone()),
             Box::new(metrics.forwarding.clone()),
             Box::new(metrics.accepted.clone()),
@@ -80,6 +85,7 @@ impl Metrics {
             Box::new(metrics.bytes.clone()),
             Box::new(metrics.wake.clone()),
             Box::new(metrics.repairs.clone()),
+            Box::new(metrics.refused.clone()),
             Box::new(metrics.redirect_enabled.clone()),
             Box::new(metrics.redirect_entries.clone()),
             Box::new(metrics.streams.clone()),
@@ -92,6 +98,11 @@ impl Metrics {
     /// Repairs of the `map` of redirected addresses, or of the attachment of `programs`.
     pub fn repairs(&self, what: &str) -> IntCounter {
         self.repairs.with_label_values(&[what])
+    }
+
+    /// Connections refused for this reason.
+    pub fn refused(&self, reason: &str) -> IntCounter {
+        self.refused.with_label_values(&[reason])
     }
 
     /// The metrics of one Service.

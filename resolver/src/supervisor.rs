@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use crate::capacity::Capacity;
 use crate::connection::Context;
 use crate::directory::{Directory, Speaker};
 use crate::draining::{Draining, Named};
@@ -84,6 +85,8 @@ pub struct Parts {
     pub interception: Interception,
     /// What connections need.
     pub context: Context,
+    /// Gives each listener its share.
+    pub capacity: Capacity,
     /// Where to say what is in effect.
     pub board: Board,
     /// When an operator was last heard.
@@ -206,7 +209,7 @@ impl Supervisor {
 
     /// Opens what `state` lacks, and shows it to connections.
     fn update(&mut self, uid: &str, state: Arc<ServiceState>) {
-        let Parts { metrics, board, context, .. } = &self.parts;
+        let Parts { metrics, board, context, capacity, .. } = &self.parts;
         let live = self.live.entry(uid.to_owned()).or_insert_with(|| {
             let service = Service::new(&state.namespace, &state.service, metrics.clone(), board.news());
             let service = Arc::new(service);
@@ -224,7 +227,7 @@ impl Supervisor {
             if live.listeners.contains_key(&port) {
                 continue;
             }
-            match Listener::open(port, Arc::clone(&live.service), context.clone()) {
+            match Listener::open(port, Arc::clone(&live.service), context.clone(), capacity.share()) {
                 Ok(listener) => drop(live.listeners.insert(port, listener)),
                 Err(error) => live.error = Some(format!("cannot listen on port {port}: {error}")),
             }

@@ -7,6 +7,7 @@ mod backend;
 mod connections;
 mod http;
 mod http2;
+mod limits;
 mod operator;
 mod redirects;
 mod streams;

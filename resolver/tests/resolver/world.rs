@@ -8,6 +8,7 @@ use std::time::Duration;
 use elasti_api::message::{HoldPolicy, Mode, PortState, Protocol, ServiceState};
 use elasti_api::names;
 use elasti_resolver::app::{self, Redirection};
+use elasti_resolver::capacity::Limits;
 use elasti_resolver::config::{Arguments, Config};
 use elasti_resolver::fallback::Patience;
 use elasti_runtime::telemetry::{Format, Level, subscriber};
@@ -45,11 +46,28 @@ impl World {
         Self::start(identity, operator, redirection, patience).await
     }
 
+    /// A resolver that may use no more than this.
+    pub(crate) async fn limited(services: Vec<ServiceState>, limits: Limits) -> Self {
+        let identity = Identity::new();
+        let operator = Operator::start(&identity, 0, services).await;
+        Self::launch(identity, operator, off(), Patience::default(), Some(limits)).await
+    }
+
     pub(crate) async fn start(
         identity: Identity,
         operator: Operator,
         redirection: Redirection,
         patience: Patience,
+    ) -> Self {
+        Self::launch(identity, operator, redirection, patience, None).await
+    }
+
+    async fn launch(
+        identity: Identity,
+        operator: Operator,
+        redirection: Redirection,
+        patience: Patience,
+        limits: Option<Limits>,
     ) -> Self {
         let flags = [
             "elasti-resolver".to_owned(),
@@ -62,7 +80,7 @@ impl World {
             "--admin-port=0".to_owned(),
         ];
         let arguments: Arguments = elasti_runtime::config::parse(flags.map(Into::into)).unwrap();
-        let config = Config { patience, ..Config::new(&arguments).unwrap() };
+        let config = Config { patience, limits, ..Config::new(&arguments).unwrap() };
         let (_, levels) = subscriber(Format::Text, &Level::default());
         let bound = app::build(config, redirection, levels).await.unwrap();
         let admin = SocketAddr::from((Ipv6Addr::LOCALHOST, bound.admin.port()));

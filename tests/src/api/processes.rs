@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use elasti_api::names;
 use elasti_operator::{app, config};
+use elasti_resolver::capacity::{Capacity, Limits};
 use elasti_resolver::connection::Context;
 use elasti_resolver::forward::Dialer;
 use elasti_resolver::interception::Interception;
@@ -153,6 +154,7 @@ impl Resolver {
             patience: elasti_resolver::fallback::Patience::default(),
             interception: Interception::new(None, metrics.clone()),
             context: Context::new(dialer),
+            capacity: Capacity::new(Limits { descriptors: u64::MAX, memory: None }, metrics.clone()),
             board: board.clone(),
             heard: heard.clone(),
             readiness: elasti_runtime::admin::Readiness::default(),

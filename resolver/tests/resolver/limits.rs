@@ -1,0 +1,58 @@
+//! What happens at the limits of the process: some are refused, and nobody else is affected.
+
+use elasti_api::message::ServiceState;
+use elasti_resolver::capacity::Limits;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use crate::backend::{echo, ping};
+use crate::world::{World, dial, free_port, is_reset, state};
+
+/// Files that make this many places.
+fn places(connections: u64) -> Limits {
+    Limits { descriptors: 128 + 2 + 2 * connections, memory: None }
+}
+
+fn two_services(ports: [u16; 2], backend: std::net::SocketAddr) -> Vec<ServiceState> {
+    vec![state("a", 1, ports[0], &[]), state("b", 1, ports[1], &[backend])]
+}
+
+#[tokio::test]
+async fn a_flood_of_garbage_is_refused_beyond_its_share_and_another_service_goes_on() {
+    let ports = [free_port(), free_port()];
+    let world = World::limited(two_services(ports, echo().await), places(90)).await;
+    world.operator.hears_listening("a", 1).await;
+    world.operator.hears_listening("b", 1).await;
+    let mut flood = Vec::new();
+    for _ in 0..200 {
+        // Those that are refused may be so before they know that they are connected.
+        let Ok(mut client) = TcpStream::connect(("127.0.0.1", ports[0])).await else { continue };
+        drop(client.write_all(&[0xff; 1000]).await);
+        flood.push(client);
+    }
+    world.metric_is("elasti_resolver_refused_connections_total", "reason=\"share\"", 140.0).await;
+    world.operator.hears_held("a", 60).await;
+    for client in flood.iter_mut().skip(60) {
+        is_reset(client).await;
+    }
+    ping(&mut dial(ports[1]).await, b"undisturbed").await;
+    for client in flood {
+        client.set_zero_linger().unwrap();
+    }
+    world.operator.hears_held("a", 0).await;
+    let _admitted = dial(ports[0]).await;
+    world.operator.hears_held("a", 1).await;
+}
+
+#[tokio::test]
+async fn without_memory_connections_are_reset_and_say_why() {
+    let port = free_port();
+    let limits = Limits { memory: Some(64 << 20), ..places(100) };
+    let world = World::limited(vec![state("a", 1, port, &[])], limits).await;
+    world.operator.hears_listening("a", 1).await;
+    if let Ok(mut client) = TcpStream::connect(("127.0.0.1", port)).await {
+        is_reset(&mut client).await;
+    }
+    world.metric_is("elasti_resolver_refused_connections_total", "reason=\"memory\"", 1.0).await;
+    world.metric_is("elasti_resolver_accepted_connections_total", "service=\"a\"", 0.0).await;
+}

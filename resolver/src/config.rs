@@ -45,8 +45,8 @@ pub struct Arguments {
     /// Where the host's cgroup hierarchies are mounted in this container
     #[arg(long, default_value = "/host-cgroup")]
     cgroup: String,
-    /// How many seconds connections get to end once the resolver is asked to stop.
-    #[arg(long, default_value = "25")]
+    /// How many seconds connections get to end once the resolver is asked to stop; it stops as soon as there are none.
+    #[arg(long, default_value = "600")]
     drain_timeout: String,
     /// Log lines: text or json.
     #[arg(long, default_value = "text")]
@@ -158,6 +158,8 @@ fn ebpf(text: &str, faults: &mut Faults) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use elasti_api::message::HoldPolicy;
+
     use super::*;
 
     fn config(arguments: &[&str]) -> Result<Config, Faults> {
@@ -170,6 +172,7 @@ mod tests {
         let config = config(&["--pod=p", "--node=n", "--pod-ips=10.244.0.3,fd00::3"]).unwrap();
         assert_eq!((&*config.operator_host, config.operator_port), ("elasti-operator-stream.elasti.svc", 8014));
         assert_eq!((config.admin_port, config.ebpf, config.cgroup), (8013, true, "/host-cgroup".into()));
+        assert_eq!(config.drain_timeout, HoldPolicy::default().timeout, "a held connection outlives a rollout");
         assert_eq!(config.pod_ips.len(), 2);
     }
 

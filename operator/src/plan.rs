@@ -26,6 +26,7 @@ use crate::schedule;
 use crate::slices;
 
 mod draining;
+mod ending;
 
 /// How long a replica without the Lease leaves a wake to its holder: a `/scale` patch takes some milliseconds, so this
 /// means that the holder is gone or slow.
@@ -82,6 +83,8 @@ pub struct Memory {
     diagnosed: Option<Instant>,
     /// Which pods are about to end, and since when.
     draining: draining::Since,
+    /// Ready endpoints that are not believed.
+    ending: ending::Since,
     /// When the deletion was first seen.
     deleting_since: Option<Instant>,
     /// When the slices of a deleted ElastiService were gone.
@@ -163,7 +166,14 @@ pub struct Plan {
 
 /// Decides.
 pub fn plan(observed: &Observed<'_>, memory: &Memory, settings: &Settings, now: Now) -> Plan {
-    Planner { observed, settings, now, memory: memory.clone(), actions: Vec::new(), again: None }.run()
+    let mut memory = memory.clone();
+    ending::note(&mut memory.ending, observed, now.instant);
+    let believed = ending::disbelieve(&memory.ending, observed, now.instant);
+    let (observed, again) = match &believed {
+        Some((observed, again)) => (observed, Some(*again)),
+        None => (observed, None),
+    };
+    Planner { observed, settings, now, memory, actions: Vec::new(), again }.run()
 }
 
 struct Planner<'a> {

@@ -9,6 +9,7 @@ use crate::observed::{Addressing, DrainingEndpoint, ServicePort, TriggersObserve
 use crate::resolvers::{Ack, ResolverObserved, Traffic};
 
 mod draining;
+mod ending;
 mod orders;
 
 const SETTINGS: Settings = Settings {

@@ -66,6 +66,7 @@ fn a_draining_address_that_somebody_else_has_is_not_told() {
 fn nothing_drains_while_a_pod_is_ready_or_before_the_service_is_intercepted() {
     let mut world = draining();
     world.ready = true;
+    world.scale(1);
     assert!(told(&mut world).is_empty());
     let mut world = World::serving();
     drain(&mut world, "10.244.1.9", false);

@@ -1,6 +1,6 @@
 //! How many connections this resolver can bear, and which are refused when more come.
 //!
-//! Invariants: every connection that is served has a [`Permit`]; one that gets none is reset at once and costs nothing;
+//! Invariants: every connection that is served has a [`Permit`]; one that gets none is refused at once;
 //! no port can take so much that another gets nothing. Limits are those of the process: open files and, in a container,
 //! memory. Called by [`crate::listener`] for every connection and every failed accept, set up by [`crate::app`].
 //!

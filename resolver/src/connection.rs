@@ -29,9 +29,9 @@ use crate::service::Service;
 /// A client that is refused has this long to show what it speaks: its first packet is on its way, or there is none.
 const REFUSAL_PATIENCE: Duration = Duration::from_millis(100);
 
-/// Clients that are refused in the words of their protocol at once, over all Services; others are reset. The answer
-/// costs some kilobytes and the client's patience, and who is refused by the thousand is not reading answers.
-const REFUSALS: usize = 256;
+/// Clients that are refused in the words of their protocol at once, over all Services; others are reset. Fewer than
+/// [`crate::capacity`] leaves open files for, since it refuses when these run out.
+const REFUSALS: usize = 64;
 
 /// What a forwarded connection may buffer if it was bounded while it was held: the kernel's own default for a socket
 /// whose buffer is set by hand (`net.core.rmem_max`).
@@ -103,11 +103,7 @@ pub async fn serve(service: Arc<Service>, port: u16, stream: TcpStream, context:
         service.close(Closed::ClientLeft);
         return;
     };
-    let (protocol, policy) = {
-        let views = service.views();
-        let view = views.borrow();
-        (view.ports.get(&port).map(|port| port.protocol).unwrap_or_default(), view.hold)
-    };
+    let (protocol, policy) = (said(&service, port), service.views().borrow().hold);
     if let Some(most) = policy.max_buffered_bytes {
         buffer(&stream, most as usize);
     }
@@ -139,6 +135,16 @@ pub async fn serve(service: Arc<Service>, port: u16, stream: TcpStream, context:
             Box::pin(http::serve(spoken, stream, reached, session)).await;
         }
     }
+}
+
+/// Refuses a connection that the resolver has no room for.
+pub async fn turn_away(service: Arc<Service>, port: u16, stream: TcpStream, context: Arc<Context>) {
+    refuse(&service, stream, said(&service, port), Closed::Limit, &context).await;
+}
+
+/// What is spoken on `port`, as far as anybody has said.
+fn said(service: &Service, port: u16) -> Protocol {
+    service.views().borrow().ports.get(&port).map(|port| port.protocol).unwrap_or_default()
 }
 
 /// Bounds what the kernel takes of what the peer sends. It fails for no socket that is open.

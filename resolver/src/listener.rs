@@ -71,7 +71,8 @@ async fn accept(
             Ok((client, _)) => {
                 failing = false;
                 let Ok(permit) = share.admit() else {
-                    forward::reset(&client);
+                    let refused = connection::turn_away(Arc::clone(&service), port, client, Arc::clone(&context));
+                    context.connections.spawn(refused);
                     continue;
                 };
                 let connection = connection::serve(Arc::clone(&service), port, client, Arc::clone(&context));

@@ -6,7 +6,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::backend::{echo, ping};
-use crate::world::{World, dial, free_port, is_reset, state};
+use crate::world::{World, dial, free_port, is_reset, soon, state};
 
 /// Files that make this many places.
 fn places(connections: u64) -> Limits {
@@ -55,4 +55,16 @@ async fn without_memory_connections_are_reset_and_say_why() {
     }
     world.metric_is("elasti_resolver_refused_connections_total", "reason=\"memory\"", 1.0).await;
     world.metric_is("elasti_resolver_accepted_connections_total", "service=\"a\"", 0.0).await;
+}
+
+#[tokio::test]
+async fn http_clients_beyond_the_limit_are_told_so() {
+    let port = free_port();
+    let world = World::limited(vec![state("a", 1, port, &[])], places(0)).await;
+    world.operator.hears_listening("a", 1).await;
+    let mut client = dial(port).await;
+    client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let answer = soon(crate::http::head(&mut client)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    world.metric_is("elasti_resolver_refused_connections_total", "reason=\"descriptors\"", 1.0).await;
 }

@@ -20,8 +20,9 @@ use tokio::net::TcpListener;
 
 use crate::metrics::Metrics;
 
-/// Files that are no connections: streams to operators, admin requests, eBPF maps and links, the runtime's own.
-const OTHER_DESCRIPTORS: u64 = 128;
+/// Files that are no connections: the pipes of [`crate::forward`] (two for each of 64), streams to operators, admin
+/// requests, eBPF maps and links, the runtime's own.
+const OTHER_DESCRIPTORS: u64 = 256;
 
 /// A forwarded connection's two sockets; a held one must be able to become one.
 const DESCRIPTORS_PER_CONNECTION: u64 = 2;

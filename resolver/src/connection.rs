@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::forward::{self, Dialer};
+use crate::forward::{self, Dialer, Pipes};
 use crate::hold::{self, Closed, Seeker};
 use crate::http::{self, Session};
 use crate::protocol::{self, FIRST_BYTES, Spoken};
@@ -42,6 +42,8 @@ const FORWARDED_BUFFER: usize = 212_992;
 pub struct Context {
     /// Opens connections to targets.
     pub dialer: Dialer,
+    /// Carry what is forwarded as bytes.
+    pub pipes: Pipes,
     /// Every connection is a task here.
     pub connections: TaskTracker,
     /// The resolver is about to stop: clients that can go elsewhere shall.
@@ -56,6 +58,7 @@ impl Context {
     pub fn new(dialer: Dialer) -> Self {
         Self {
             dialer,
+            pipes: Pipes::default(),
             connections: TaskTracker::new(),
             leaving: CancellationToken::new(),
             ended: CancellationToken::new(),
@@ -126,7 +129,7 @@ pub async fn serve(service: Arc<Service>, port: u16, stream: TcpStream, context:
     let spoken = context.ended.run_until_cancelled(first_speaker(&stream, &reached.target, protocol)).await;
     match spoken.unwrap_or(Spoken::Bytes) {
         Spoken::Bytes => {
-            forward::copy(stream, reached.target, &service.metrics().bytes, &context.ended).await;
+            forward::copy(stream, reached.target, &context.pipes, &service.metrics().bytes, &context.ended).await;
             drop((forwarding, reached.place));
         }
         spoken => {

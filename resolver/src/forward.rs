@@ -1,27 +1,28 @@
-//! Connections to the target: dialling and copying. Bytes that were read from a client are never sent twice: dials are
-//! retried, copies are not.
+//! Connections to the target: dialling, and forwarding as bytes, moved within the kernel where that costs less. Bytes that
+//! were read from a client are never sent twice: dials are retried, copies are not.
+
+mod pipe;
+mod pump;
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use prometheus::IntCounter;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+
+pub use self::pipe::Pipes;
+use self::pump::Pump;
 
 /// Silence after which a peer is asked whether it still lives.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(30);
 
 /// Pause between two such questions; the kernel gives up after nine (`tcp_keepalive_probes`).
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-
-/// Per direction of a forwarded connection. Wakes are short-lived and many; bulk transfers are for the direct path.
-const BUFFER: usize = 16 * 1024;
 
 /// Opens the resolver's own connections.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,13 +53,43 @@ impl Dialer {
 }
 
 /// Copies both ways until both sides have closed; each side's half-close is passed on. When a side breaks, or at
-/// `ended`, the other is reset, so that nobody takes what it got for the whole.
-pub async fn copy(client: TcpStream, mut target: TcpStream, bytes: &IntCounter, ended: &CancellationToken) {
-    let mut client = Counted { stream: client, bytes };
-    let copying = copy_bidirectional_with_sizes(&mut client, &mut target, BUFFER, BUFFER);
-    if !matches!(ended.run_until_cancelled(copying).await, Some(Ok(_))) {
-        reset(&client.stream);
+/// `ended`, the other is reset, so that nobody takes what it got for the whole. `bytes` counts, both ways, what has been
+/// passed on so far.
+pub async fn copy(
+    mut client: TcpStream,
+    mut target: TcpStream,
+    pipes: &Pipes,
+    bytes: &IntCounter,
+    ended: &CancellationToken,
+) {
+    let copied = {
+        let ((from_client, to_client), (from_target, to_target)) = (client.split(), target.split());
+        let up = Pump::new(from_client, to_target, pipes, bytes);
+        let down = Pump::new(from_target, to_client, pipes, bytes);
+        ended.run_until_cancelled(both_ways(up, down)).await
+    };
+    if !matches!(copied, Some(Ok(()))) {
+        reset(&client);
         reset(&target);
+    }
+}
+
+async fn both_ways(mut up: Pump<'_>, mut down: Pump<'_>) -> io::Result<()> {
+    tokio::select! {
+        done = down.run() => {
+            done?;
+            // A target that breaks only now is noticed by the next write: the client may still be reading what came.
+            up.run().await
+        }
+        done = up.run() => {
+            done?;
+            tokio::select! {
+                biased;
+                done = down.run() => done,
+                // Nothing is read from the client any more, so that nothing else would tell the target.
+                () = up.broken() => Err(io::ErrorKind::ConnectionReset.into()),
+            }
+        }
     }
 }
 
@@ -72,35 +103,4 @@ pub fn keepalive() -> TcpKeepalive {
 pub fn reset(stream: &TcpStream) {
     // Fails only when the peer has reset it already.
     drop(stream.set_zero_linger());
-}
-
-/// Counts what is read from and written to a stream.
-struct Counted<'a> {
-    stream: TcpStream,
-    bytes: &'a IntCounter,
-}
-
-impl AsyncRead for Counted<'_> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        self.bytes.inc_by((buf.filled().len() - before) as u64);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Counted<'_> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;
-        self.bytes.inc_by(written as u64);
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }

@@ -25,7 +25,7 @@ fn the_scarcer_of_files_and_memory_is_named() {
 
 #[test]
 fn every_place_has_both_its_files_and_listeners_have_theirs() {
-    let limits = Limits { descriptors: 1128, memory: None };
+    let limits = Limits { descriptors: OTHER_DESCRIPTORS + 1000, memory: None };
     assert_eq!(places(limits), 500);
     let listening = Usage { connections: 400, listeners: 200, ..Usage::default() };
     assert_eq!(refusal(limits, listening), Some(Refusal::Descriptors));

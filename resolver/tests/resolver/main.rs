@@ -5,6 +5,7 @@
 
 mod backend;
 mod connections;
+mod forwarding;
 mod http;
 mod http2;
 mod limits;

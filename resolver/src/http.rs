@@ -17,13 +17,14 @@ use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncWriteExt, Interest, copy_bidirectional};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
 use crate::balance::Place;
 use crate::connection::{Client, Context};
+use crate::forward;
 use crate::hold::{self, Closed, Reached, Seeker};
 use crate::protocol::Spoken;
 use crate::service::Service;
@@ -91,7 +92,8 @@ pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Reached, session:
     drop(place);
     let io = ClientIo::new(stream, bytes, inbox.clone());
     let views = session.service.views();
-    let exchange = Arc::new(Exchange { session, spoken, inbox, upstream: Mutex::new(upstream) });
+    let exchange = Exchange { session: session.clone(), spoken, inbox: inbox.clone(), upstream: Mutex::new(upstream) };
+    let exchange = Arc::new(exchange);
     let service = service_fn(move |request| Arc::clone(&exchange).answer(request));
     let served = async {
         if spoken == Spoken::Http2 {
@@ -129,6 +131,30 @@ pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Reached, session:
     if let Some(Err(error)) = context.ended.run_until_cancelled(served).await {
         tracing::debug!(%error, "a client's connection broke");
     }
+    if let Some((stream, unread)) = inbox.and_then(|inbox| inbox.take_back()) {
+        forward_bytes(&session, stream, &unread).await;
+    }
+}
+
+/// Forwards the rest of a connection as bytes, of which `unread` come first: hyper would not pass them on as they are.
+async fn forward_bytes(session: &Session, stream: TcpStream, unread: &[u8]) {
+    let Session { service, port, client, context } = session;
+    let concurrency = service.views().borrow().hold.concurrency;
+    let since = Instant::now();
+    let seeker = Seeker { service, port: *port, dialer: context.dialer, client: *client, concurrency, since };
+    let broken = async { drop(stream.ready(Interest::ERROR).await) };
+    let reached = context.ended.run_until_cancelled(hold::reach(&seeker, broken)).await;
+    let sent = match reached.unwrap_or(Err(Closed::Shutdown)) {
+        Ok(Reached { mut target, place }) => target.write_all(unread).await.map(|()| (target, place)),
+        Err(reason) => {
+            service.close(reason);
+            Err(std::io::ErrorKind::NotConnected.into())
+        }
+    };
+    let Ok((target, place)) = sent else { return forward::reset(&stream) };
+    let counted = (service.forward(), place);
+    forward::copy(stream, target, &context.pipes, &service.metrics().bytes, &context.ended).await;
+    drop(counted);
 }
 
 /// Answers the requests of a connection that is not served: why not.

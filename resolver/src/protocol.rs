@@ -54,10 +54,24 @@ fn is_request_line(first: &[u8], said: Protocol) -> bool {
         return !complete && said == Protocol::Http || !complete && line.ends_with(b" ") && METHODS.contains(&method);
     };
     if complete {
-        return rest.ends_with(b" HTTP/1.1") || rest.ends_with(b" HTTP/1.0");
+        return (rest.ends_with(b" HTTP/1.1") || rest.ends_with(b" HTTP/1.0")) && !is_unfit(first);
     }
     let target = rest.first().is_some_and(|byte| matches!(byte, b'/' | b'*')) || rest.starts_with(b"http");
     target || (method == b"CONNECT")
+}
+
+/// Whether these are the first bytes of a request whose target hyper would refuse or change although servers may take it:
+/// raw bytes that are not UTF-8, characters that should have been encoded, a fragment.
+pub fn is_unfit(first: &[u8]) -> bool {
+    let Some(end) = first.iter().position(|byte| *byte == b'\n') else { return false };
+    let line = first[..end].trim_ascii_end();
+    let mut words = line.splitn(2, |byte| *byte == b' ').skip(1);
+    let Some(rest) = words.next() else { return false };
+    let Some(target) = rest.strip_suffix(b" HTTP/1.1").or_else(|| rest.strip_suffix(b" HTTP/1.0")) else {
+        return false;
+    };
+    let is_odd = |byte: &u8| matches!(byte, b'#' | b'<' | b'>' | b'"' | b'`' | 0x7f..);
+    target.iter().any(is_odd) && (target.contains(&b'#') || http::Uri::try_from(target).is_err())
 }
 
 /// RFC 9110, section 5.6.2.
@@ -114,6 +128,17 @@ mod tests {
         ] {
             assert_eq!(auto(first), Spoken::Bytes, "{first:?}");
         }
+    }
+
+    #[test]
+    fn a_request_that_hyper_cannot_pass_on_as_it_is_is_bytes() {
+        for target in ["/a#b", "/<a>", "/?q=\"x\"", "/`", "/?a=<b>"] {
+            assert_eq!(auto(&format!("GET {target} HTTP/1.1\r\n")), Spoken::Bytes, "{target}");
+        }
+        let latin1 = b"GET /caf\xe9 HTTP/1.1\r\n";
+        assert_eq!(spoken(Protocol::Auto, latin1), Spoken::Bytes);
+        assert_eq!(auto("GET /caf\u{e9}?{\"a\":1} HTTP/1.1\r\n"), Spoken::Bytes, "quotes in a query");
+        assert_eq!(auto("GET /caf\u{e9}/{\"a\"}|^[]?x=`{} HTTP/1.1\r\n"), Spoken::Http1);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 /// How chunked bodies without trailers end (RFC 9112, section 7.1).
@@ -29,6 +30,7 @@ struct Seen {
     head_end: Option<u64>,
     /// Since when there has been a part of a head.
     partial_since: Option<Instant>,
+    given_back: Option<(TcpStream, Vec<u8>)>,
 }
 
 impl Inbox {
@@ -71,6 +73,22 @@ impl Inbox {
             (Some(_), None) => seen.tail.ends_with(LAST_CHUNK),
             (None, _) => false,
         }
+    }
+
+    /// Whether the next byte begins a head.
+    pub fn between_requests(&self) -> bool {
+        let seen = self.seen();
+        !seen.answering && seen.head_end.is_none() && seen.partial_since.is_none()
+    }
+
+    /// Gives a connection back that hyper cannot go on with, and what was read of it last.
+    pub fn give_back(&self, stream: TcpStream, unread: Vec<u8>) {
+        self.seen().given_back = Some((stream, unread));
+    }
+
+    /// The connection that was given back.
+    pub fn take_back(&self) -> Option<(TcpStream, Vec<u8>)> {
+        self.seen().given_back.take()
     }
 
     /// Since when the client has been sending one head.

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::inbox::Inbox;
+use crate::protocol;
 
 /// A client that has begun a head and not ended it after this long is given up: the default of nginx
 /// (`client_header_timeout`). A client between two requests may be silent for as long as it likes.
@@ -29,19 +30,26 @@ const CHUNK: usize = 16 * 1024;
 /// A client's connection.
 #[derive(Debug)]
 pub struct ClientIo {
-    stream: TcpStream,
+    /// Present until it is given back.
+    stream: Option<TcpStream>,
     bytes: IntCounter,
     /// Absent for HTTP/2, which needs none.
     inbox: Option<Arc<Inbox>>,
     late: Option<Pin<Box<Sleep>>>,
     /// Our sending side is closed; until then, whoever drops this breaks the connection off.
     closing: Option<Pin<Box<Sleep>>>,
+    /// A request that hyper would refuse or change: the client's connection is given back with it.
+    unfit: Option<Vec<u8>>,
 }
 
 impl ClientIo {
     /// Counts what passes in `bytes`.
     pub fn new(stream: TcpStream, bytes: IntCounter, inbox: Option<Arc<Inbox>>) -> Self {
-        Self { stream, bytes, inbox, late: None, closing: None }
+        Self { stream: Some(stream), bytes, inbox, late: None, closing: None, unfit: None }
+    }
+
+    fn stream(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+        self.stream.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
     /// Whether the client has begun a head too long ago; if not, sees to it that the task is woken when it has.
@@ -58,19 +66,25 @@ impl ClientIo {
 
 impl Drop for ClientIo {
     fn drop(&mut self) {
-        if self.closing.is_none() {
+        let Some(stream) = self.stream.take() else { return };
+        if let (Some(unread), Some(inbox)) = (self.unfit.take(), &self.inbox) {
+            inbox.give_back(stream, unread);
+        } else if self.closing.is_none() {
             // An answer that was broken off must not look like a whole one.
-            crate::forward::reset(&self.stream);
+            crate::forward::reset(&stream);
         }
     }
 }
 
 impl Read for ClientIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        if self.unfit.is_some() {
+            return Poll::Ready(Ok(()));
+        }
         let mut chunk = [const { MaybeUninit::uninit() }; CHUNK];
         let room = buf.remaining().min(CHUNK);
         let mut read = ReadBuf::uninit(&mut chunk[..room]);
-        if Pin::new(&mut self.stream).poll_read(cx, &mut read)?.is_pending() {
+        if self.stream()?.poll_read(cx, &mut read)?.is_pending() {
             if self.is_late(cx) {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
@@ -78,6 +92,11 @@ impl Read for ClientIo {
         }
         let filled = read.filled();
         if let Some(inbox) = &self.inbox {
+            if inbox.between_requests() && protocol::is_unfit(filled) {
+                // To hyper the client has closed.
+                self.unfit = Some(filled.to_vec());
+                return Poll::Ready(Ok(()));
+            }
             inbox.received(filled, Instant::now());
         }
         self.bytes.inc_by(filled.len() as u64);
@@ -88,26 +107,29 @@ impl Read for ClientIo {
 
 impl Write for ClientIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;
+        let written = ready!(self.stream()?.poll_write(cx, buf))?;
         self.bytes.inc_by(written as u64);
         Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        self.stream()?.poll_flush(cx)
     }
 
     /// Closes our sending side and waits a while for the client to close its own: what it still sends would be answered
     /// with a reset, which may overtake the last response (RFC 9112, section 9.6).
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.unfit.is_some() {
+            return Poll::Ready(Ok(()));
+        }
         if self.closing.is_none() {
-            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            ready!(self.stream()?.poll_shutdown(cx))?;
             self.closing = Some(Box::pin(sleep(LINGER)));
         }
         let mut rest = [const { MaybeUninit::uninit() }; CHUNK];
         loop {
             let mut read = ReadBuf::uninit(&mut rest);
-            match Pin::new(&mut self.stream).poll_read(cx, &mut read) {
+            match self.stream()?.poll_read(cx, &mut read) {
                 Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
                 Poll::Ready(_) => return Poll::Ready(Ok(())),
                 Poll::Pending => break,
@@ -128,7 +150,7 @@ impl Write for ClientIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
+        let written = ready!(self.stream()?.poll_write_vectored(cx, bufs))?;
         self.bytes.inc_by(written as u64);
         Poll::Ready(Ok(written))
     }

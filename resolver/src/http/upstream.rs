@@ -40,7 +40,14 @@ impl Upstream {
             tokio::spawn(async move { told(connection.await) });
             Sender::Http2(sender)
         } else {
-            let (sender, connection) = http1::Builder::new().preserve_header_case(true).handshake(io).await?;
+            // A target is believed: what its clients would take from it directly, they get.
+            let (sender, connection) = http1::Builder::new()
+                .preserve_header_case(true)
+                .allow_spaces_after_header_name_in_responses(true)
+                .allow_obsolete_multiline_headers_in_responses(true)
+                .ignore_invalid_headers_in_responses(true)
+                .handshake(io)
+                .await?;
             tokio::spawn(async move { told(connection.with_upgrades().await) });
             Sender::Http1(sender)
         };

@@ -486,3 +486,35 @@ async fn a_resolver_that_leaves_hands_its_clients_over() {
         .await;
     assert_eq!(field(&ask(&mut client, GET).await.0, "connection"), Some("close"));
 }
+
+#[tokio::test]
+async fn a_target_that_should_have_been_encoded_is_passed_on_as_it_is() {
+    let zero = Zero::new(HoldPolicy::default()).await;
+    let (asked, mut questions) = mpsc::unbounded_channel();
+    // Reads bytes: they are not UTF-8.
+    let raw = backend(move |mut stream| {
+        let asked = asked.clone();
+        async move {
+            let mut seen = Vec::new();
+            while stream.read_buf(&mut seen).await.unwrap_or(0) > 0 {
+                if seen.ends_with(b"\r\n\r\n") {
+                    asked.send(std::mem::take(&mut seen)).unwrap();
+                    stream.write_all(OK).await.unwrap();
+                }
+            }
+        }
+    })
+    .await;
+    zero.set(&[raw]);
+    let mut client = dial(zero.port).await;
+    assert_eq!(ask(&mut client, GET).await.1, "ok");
+    assert!(soon(questions.recv()).await.unwrap().starts_with(b"GET / HTTP/1.1\r\n"));
+    let odd: &[u8] = b"GET /<caf\xe9>?a=\"b\"#c HTTP/1.1\r\nhost: a\r\n\r\n";
+    for mut client in [client, dial(zero.port).await] {
+        for _ in 0..2 {
+            client.write_all(odd).await.unwrap();
+            assert_eq!(response(&mut client).await.1, "ok");
+            assert_eq!(soon(questions.recv()).await.unwrap(), odd);
+        }
+    }
+}

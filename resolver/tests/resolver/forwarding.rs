@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use elasti_resolver::forward::{self, Pipes};
 use prometheus::IntCounter;
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -11,9 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::world::{DEADLINE, is_reset, soon};
 
-/// More than two connections' kernel buffers take together (at most 6 MiB a socket), so that a reader that does not read
-/// stops a writer in its midst.
-const MUCH: usize = 32 << 20;
+/// Kernel buffers, by hand: otherwise they grow to what the machine allows.
+const BUFFER: usize = 512 << 10;
+
+/// Far more than the buffers of two connections take (the kernel doubles what it is told) and a pipe, so that a reader
+/// that does not read stops a writer in its midst.
+const MUCH: usize = 16 << 20;
 
 /// A client and a target with the resolver's forwarding between them.
 struct Forwarded {
@@ -27,7 +31,13 @@ struct Forwarded {
 async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    (near, listener.accept().await.unwrap().0)
+    let far = listener.accept().await.unwrap().0;
+    for stream in [&near, &far] {
+        let socket = SockRef::from(stream);
+        socket.set_recv_buffer_size(BUFFER).unwrap();
+        socket.set_send_buffer_size(BUFFER).unwrap();
+    }
+    (near, far)
 }
 
 impl Forwarded {

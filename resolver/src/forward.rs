@@ -31,6 +31,28 @@ pub struct Dialer {
     pub mark: Option<fn(&TcpSocket) -> io::Result<()>>,
 }
 
+/// Opens connections to targets: the [`Dialer`], or what stands in for it in tests of the life of a connection.
+pub trait Connect {
+    /// An open connection.
+    type Connection;
+
+    /// Connects to `address` and sends `header`, a PROXY protocol header or nothing.
+    fn connect(
+        &self,
+        address: SocketAddr,
+        header: &[u8],
+        within: Duration,
+    ) -> impl Future<Output = io::Result<Self::Connection>> + Send;
+}
+
+impl Connect for Dialer {
+    type Connection = TcpStream;
+
+    async fn connect(&self, address: SocketAddr, header: &[u8], within: Duration) -> io::Result<TcpStream> {
+        Self::connect(self, address, header, within).await
+    }
+}
+
 impl Dialer {
     /// Connects to `address` and sends `header`, a PROXY protocol header or nothing.
     pub async fn connect(&self, address: SocketAddr, header: &[u8], within: Duration) -> io::Result<TcpStream> {

@@ -3,7 +3,6 @@
 //!
 //! Waiting ends in one of the ways of [`Closed`]; whatever the way, its place is free again at once.
 
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,9 +11,9 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use crate::balance::{Load, Place};
+use crate::balance::Place;
 use crate::connection::Client;
-use crate::forward::Dialer;
+use crate::forward::{Connect, Dialer};
 use crate::service::{PortView, Service, View};
 
 /// A target that is up answers a dial within this, so a connection to it is never counted as held; one that takes
@@ -72,22 +71,22 @@ impl Closed {
 
 /// A connection to the target that nothing has been sent on, and its place at the backend.
 #[derive(Debug)]
-pub struct Reached {
+pub struct Reached<T = TcpStream> {
     /// The connection.
-    pub target: TcpStream,
+    pub target: T,
     /// Counts it.
     pub place: Place,
 }
 
 /// What wants to reach the target.
 #[derive(Clone, Copy, Debug)]
-pub struct Seeker<'a> {
+pub struct Seeker<'a, C = Dialer> {
     /// Whose target.
     pub service: &'a Arc<Service>,
     /// The interception port.
     pub port: u16,
     /// Opens connections.
-    pub dialer: Dialer,
+    pub dialer: C,
     /// Who asks: what a PROXY protocol header says.
     pub client: Client,
     /// Most connections or requests to one backend.
@@ -97,7 +96,10 @@ pub struct Seeker<'a> {
 }
 
 /// Reaches the target, or says why it never will. `left` ends when the client has gone.
-pub async fn reach(seeker: &Seeker<'_>, left: impl Future<Output = ()>) -> Result<Reached, Closed> {
+pub async fn reach<C: Connect>(
+    seeker: &Seeker<'_, C>,
+    left: impl Future<Output = ()>,
+) -> Result<Reached<C::Connection>, Closed> {
     let Seeker { service, port, since, .. } = *seeker;
     let views = service.views();
     let (policy, reachable) = {
@@ -127,7 +129,10 @@ pub async fn reach(seeker: &Seeker<'_>, left: impl Future<Output = ()>) -> Resul
 
 /// Dials what the view names, round after round, and starts anew when it changes. Ends only with a connection, or
 /// because the port is gone.
-async fn dial(mut views: watch::Receiver<View>, seeker: &Seeker<'_>) -> Result<Reached, Closed> {
+async fn dial<C: Connect>(
+    mut views: watch::Receiver<View>,
+    seeker: &Seeker<'_, C>,
+) -> Result<Reached<C::Connection>, Closed> {
     let (mut within, mut pause) = (DIAL_MIN, PAUSE_MIN);
     loop {
         let port = views.borrow_and_update().ports.get(&seeker.port).cloned().ok_or(Closed::Removed)?;
@@ -147,7 +152,12 @@ async fn dial(mut views: watch::Receiver<View>, seeker: &Seeker<'_>) -> Result<R
 }
 
 /// Dials each backend once, as places become free; a pause follows when all fail. Without backends it never ends.
-async fn round(seeker: &Seeker<'_>, port: &PortView, within: Duration, pause: Duration) -> Option<Reached> {
+async fn round<C: Connect>(
+    seeker: &Seeker<'_, C>,
+    port: &PortView,
+    within: Duration,
+    pause: Duration,
+) -> Option<Reached<C::Connection>> {
     let load = seeker.service.load();
     let header = if port.proxy_protocol { seeker.client.proxy_header() } else { Vec::new() };
     let mut untried = port.targets.to_vec();
@@ -156,7 +166,13 @@ async fn round(seeker: &Seeker<'_>, port: &PortView, within: Duration, pause: Du
             sleep(pause).await;
             return None;
         }
-        let place = place(load, &untried, seeker.concurrency).await;
+        let place = load.place(&untried, seeker.concurrency);
+        let place = if untried.len() == port.targets.len() {
+            place.await
+        } else {
+            // One that refused may be back long before one that is full has a place.
+            timeout(pause, place).await.ok()?
+        };
         let backend = place.backend();
         match seeker.dialer.connect(backend, &header, within).await {
             Ok(target) => return Some(Reached { target, place }),
@@ -169,18 +185,11 @@ async fn round(seeker: &Seeker<'_>, port: &PortView, within: Duration, pause: Du
     }
 }
 
-/// Waits for a place.
-async fn place(load: &Arc<Load>, backends: &[SocketAddr], limit: Option<u32>) -> Place {
-    loop {
-        if let Some(place) = load.take(backends, limit) {
-            return place;
-        }
-        load.freed().await;
-    }
-}
-
 /// Waits until the port has other targets.
 async fn changed(views: &mut watch::Receiver<View>, port: u16, old: &PortView) -> Result<(), Closed> {
     let changed = views.wait_for(|view| view.ports.get(&port) != Some(old)).await;
     changed.map(drop).map_err(|_| Closed::Removed)
 }
+
+#[cfg(test)]
+mod tests;

@@ -255,6 +255,8 @@ pub struct Ack {
     pub listening: bool,
     /// Connections on its node are redirected.
     pub redirecting: bool,
+    /// Every connection is held although pods are ready.
+    pub holding: bool,
     /// Why it is not as the state says.
     pub error: Option<String>,
 }
@@ -280,7 +282,7 @@ mod tests {
     }
 
     fn ack(revision: u64) -> Ack {
-        Ack { revision, listening: true, redirecting: false, error: None }
+        Ack { revision, listening: true, redirecting: false, holding: false, error: None }
     }
 
     fn pods(resolvers: &Resolvers) -> Vec<(String, String)> {

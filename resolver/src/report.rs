@@ -18,6 +18,8 @@ pub struct Ack {
     pub listening: bool,
     /// Connections on the node are redirected.
     pub redirecting: bool,
+    /// Every connection is held although pods are ready.
+    pub holding: bool,
     /// Why it is not as the state says.
     pub error: Option<String>,
 }
@@ -148,21 +150,24 @@ impl Sent {
         let Some(ack) = ack else { return Vec::new() };
         let (sent_ack, sent_traffic) = self.0.entry(uid.to_owned()).or_default();
         let mut due = Vec::new();
-        if sent_ack.as_ref() != Some(ack) {
+        let acknowledges = sent_ack.as_ref() != Some(ack);
+        let edge = sent_traffic.is_none_or(|sent| (sent.held == 0) != (traffic.held == 0));
+        // An acknowledgement may mean that nothing has come: what has is said first.
+        if edge || (regular || acknowledges) && *sent_traffic != Some(traffic) {
+            *sent_traffic = Some(traffic);
+            let Traffic { held, forwarding, accepted } = traffic;
+            due.push(ResolverMessage::Traffic { uid: uid.to_owned(), held, forwarding, accepted });
+        }
+        if acknowledges {
             *sent_ack = Some(ack.clone());
             due.push(ResolverMessage::Ack {
                 uid: uid.to_owned(),
                 revision: ack.revision,
                 listening: ack.listening,
                 redirecting: ack.redirecting,
+                holding: ack.holding,
                 error: ack.error.clone(),
             });
-        }
-        let urgent = sent_traffic.is_none_or(|sent| (sent.held == 0) != (traffic.held == 0));
-        if urgent || regular && *sent_traffic != Some(traffic) {
-            *sent_traffic = Some(traffic);
-            let Traffic { held, forwarding, accepted } = traffic;
-            due.push(ResolverMessage::Traffic { uid: uid.to_owned(), held, forwarding, accepted });
         }
         due
     }
@@ -173,7 +178,7 @@ mod tests {
     use super::*;
     use crate::metrics::Metrics;
 
-    const ACK: Ack = Ack { revision: 1, listening: true, redirecting: false, error: None };
+    const ACK: Ack = Ack { revision: 1, listening: true, redirecting: false, holding: false, error: None };
 
     fn traffic(held: u32, accepted: u64) -> Traffic {
         Traffic { held, forwarding: 0, accepted }
@@ -191,7 +196,7 @@ mod tests {
     #[test]
     fn a_new_stream_tells_all_once() {
         let mut sent = Sent::default();
-        assert_eq!(kinds(&sent.due("a", Some(&ACK), traffic(0, 0), false)), ["ack", "traffic"]);
+        assert_eq!(kinds(&sent.due("a", Some(&ACK), traffic(0, 0), false)), ["traffic", "ack"]);
         assert!(sent.due("a", Some(&ACK), traffic(0, 0), true).is_empty());
     }
 
@@ -212,6 +217,8 @@ mod tests {
         sent.due("a", Some(&ACK), traffic(0, 0), false);
         let redirecting = Ack { redirecting: true, ..ACK };
         assert_eq!(kinds(&sent.due("a", Some(&redirecting), traffic(0, 0), false)), ["ack"]);
+        let holding = Ack { holding: true, ..redirecting };
+        assert_eq!(kinds(&sent.due("a", Some(&holding), traffic(0, 1), false)), ["traffic", "ack"]);
     }
 
     #[test]
@@ -224,6 +231,6 @@ mod tests {
         news.mark_unchanged();
         board.acknowledge([("a".to_owned(), ACK)]);
         assert!(!news.has_changed().unwrap());
-        assert_eq!(kinds(&board.due(&mut Sent::default(), false)), ["ack", "traffic"]);
+        assert_eq!(kinds(&board.due(&mut Sent::default(), false)), ["traffic", "ack"]);
     }
 }

@@ -265,6 +265,7 @@ impl Supervisor {
             revision: live.state.revision,
             listening: live.error.is_none(),
             redirecting,
+            holding: live.state.holding,
             error: live.error.clone().or_else(|| unredirected.map(str::to_owned)),
         }
     }
@@ -272,9 +273,11 @@ impl Supervisor {
 
 /// What connections need to know of `state`.
 fn view(state: &ServiceState, phase: Phase) -> View {
+    // When the operators have gone silent they cannot end it.
+    let holding = state.holding && phase == Phase::Informed;
     let ports = state.ports.iter().map(|port| {
         let view = PortView {
-            targets: fallback::targets(state, port, phase),
+            targets: if holding { Arc::default() } else { fallback::targets(state, port, phase) },
             protocol: port.protocol,
             proxy_protocol: port.proxy_protocol,
             destinations: state.cluster_ips.iter().map(|ip| SocketAddr::new(*ip, port.port)).collect(),

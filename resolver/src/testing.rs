@@ -12,6 +12,7 @@ pub(crate) fn service_state(uid: &str, revision: u64, interception_port: u16) ->
         revision,
         mode: Mode::Proxy,
         redirect: true,
+        holding: false,
         cluster_ips: vec!["10.96.0.1".parse().unwrap()],
         fallback: vec![],
         ports: vec![PortState {

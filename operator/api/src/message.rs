@@ -103,6 +103,10 @@ pub struct ServiceState {
     /// Whether the resolver redirects connections on its node. In [`Mode::Proxy`] only, and only once the slices are
     /// published or no pod is left that could serve.
     pub redirect: bool,
+    /// The target is about to be scaled to zero: every connection is held although pods are ready. What was accepted before
+    /// this was in effect is in the [`ResolverMessage::Traffic`] that precedes the acknowledgement.
+    #[serde(default)]
+    pub holding: bool,
     /// The Service's cluster IPs, one per family; their connections are redirected.
     pub cluster_ips: Vec<IpAddr>,
     /// Cluster IPs of the private Service, which kube-proxy keeps fresh: where a resolver forwards to when it has heard
@@ -205,11 +209,14 @@ pub enum ResolverMessage {
         listening: bool,
         /// Connections on the node are redirected.
         redirecting: bool,
+        /// Every connection is held, as [`ServiceState::holding`] asks.
+        #[serde(default)]
+        holding: bool,
         /// Why it is not as the state says, if so.
         error: Option<String>,
     },
-    /// How much traffic an ElastiService has at this resolver: sent at once when `held` leaves zero or returns to it, else no more
-    /// often than every [`HEARTBEAT_INTERVAL`] while it changes.
+    /// How much traffic an ElastiService has at this resolver: sent at once when `held` leaves zero or returns to it, and before
+    /// an acknowledgement of something new, else no more often than every [`HEARTBEAT_INTERVAL`] while it changes.
     Traffic {
         /// UID of the ElastiService.
         uid: String,
@@ -281,6 +288,7 @@ mod tests {
             revision: 3,
             mode: Mode::Proxy,
             redirect: true,
+            holding: true,
             cluster_ips: vec!["10.96.0.1".parse().unwrap(), "fd00:96::1".parse().unwrap()],
             fallback: vec![],
             ports: vec![PortState {
@@ -309,8 +317,14 @@ mod tests {
             assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(line.len() - 1));
             assert_eq!(decode::<OperatorMessage>(&line).unwrap(), message);
         }
-        let ack =
-            ResolverMessage::Ack { uid: "u".into(), revision: 1, listening: true, redirecting: false, error: None };
+        let ack = ResolverMessage::Ack {
+            uid: "u".into(),
+            revision: 1,
+            listening: true,
+            redirecting: false,
+            holding: true,
+            error: None,
+        };
         assert_eq!(decode::<ResolverMessage>(&encode(&ack).unwrap()).unwrap(), ack);
         let leaving = encode(&ResolverMessage::Leaving).unwrap();
         assert_eq!(decode::<ResolverMessage>(&leaving).unwrap(), ResolverMessage::Leaving);

@@ -114,6 +114,7 @@ impl World {
                 revision: status.revision,
                 listening: true,
                 redirecting: status.mode == Some(Mode::Proxy),
+                holding: false,
                 error: None,
             });
         }

@@ -12,6 +12,7 @@ fn state(uid: &str, revision: u64) -> ServiceState {
         revision,
         mode: Mode::Proxy,
         redirect: false,
+        holding: false,
         cluster_ips: vec![],
         fallback: vec![],
         ports: vec![],

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use elasti_api::message::{HoldPolicy, Mode, OperatorMessage, ServiceState};
+use elasti_api::message::{HoldPolicy, Mode, OperatorMessage, ResolverMessage, ServiceState};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -228,7 +228,7 @@ async fn one_service_in_trouble_does_not_hold_up_another() {
         .operator
         .hears("why a does not listen", |all| {
             all.iter().any(|message| {
-                matches!(message, elasti_api::message::ResolverMessage::Ack { uid, listening: false, error: Some(error), .. }
+                matches!(message, ResolverMessage::Ack { uid, listening: false, error: Some(error), .. }
                     if uid == "a" && error.contains(&taken.to_string()))
             })
         })
@@ -314,4 +314,33 @@ async fn a_held_client_that_sends_too_much_has_to_wait_and_loses_nothing() {
     soon(from.read_exact(&mut back)).await.unwrap();
     assert!(back == all);
     soon(sending).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn while_the_target_is_about_to_sleep_connections_are_held_and_counted_before_it_is_acknowledged() {
+    let port = free_port();
+    let awake = state("a", 1, port, &[echo().await]);
+    let world = World::new(vec![awake.clone()]).await;
+    world.operator.hears_listening("a", 1).await;
+    let mut before = dial(port).await;
+    ping(&mut before, b"before").await;
+    world.operator.set(&ServiceState { holding: true, ..awake.clone() });
+    world
+        .operator
+        .hears("what came before, and then the acknowledgement", |all| {
+            let traffic = all.iter().position(|message| {
+                matches!(message, ResolverMessage::Traffic { forwarding: 1, accepted: 1, held: 0, .. })
+            });
+            let holding = all.iter().position(|message| matches!(message, ResolverMessage::Ack { holding: true, .. }));
+            traffic.zip(holding).is_some_and(|(traffic, holding)| traffic < holding)
+        })
+        .await;
+    ping(&mut before, b"still forwarded").await;
+    let mut after = dial(port).await;
+    after.write_all(b"held").await.unwrap();
+    world.operator.hears_held("a", 1).await;
+    world.operator.set(&awake);
+    let mut answer = [0; 4];
+    soon(after.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(&answer, b"held");
 }

@@ -146,6 +146,7 @@ pub(crate) fn state(uid: &str, revision: u64, interception_port: u16, backends: 
         revision,
         mode: Mode::Proxy,
         redirect: true,
+        holding: false,
         cluster_ips: vec!["10.96.0.1".parse().unwrap()],
         fallback: vec![],
         ports: vec![PortState {

@@ -132,8 +132,8 @@ impl Reader<'_> {
 
     fn take(&self, message: ResolverMessage) -> Result<(), TooManyServices> {
         match message {
-            ResolverMessage::Ack { uid, revision, listening, redirecting, error } => {
-                self.connection.acknowledged(&uid, Ack { revision, listening, redirecting, error })
+            ResolverMessage::Ack { uid, revision, listening, redirecting, holding, error } => {
+                self.connection.acknowledged(&uid, Ack { revision, listening, redirecting, holding, error })
             }
             ResolverMessage::Traffic { uid, held, forwarding, accepted } => {
                 self.connection.traffic(&uid, Traffic { held, forwarding, accepted })

@@ -181,7 +181,7 @@ fn hello(pod: &str, node: &str) -> ResolverMessage {
 }
 
 fn ack(revision: u64) -> ResolverMessage {
-    ResolverMessage::Ack { uid: "u".into(), revision, listening: true, redirecting: true, error: None }
+    ResolverMessage::Ack { uid: "u".into(), revision, listening: true, redirecting: true, holding: false, error: None }
 }
 
 fn state(revision: u64, backends: usize) -> ServiceState {
@@ -194,6 +194,7 @@ fn state(revision: u64, backends: usize) -> ServiceState {
         revision,
         mode: Mode::Proxy,
         redirect: false,
+        holding: false,
         cluster_ips: vec![],
         fallback: vec![],
         ports: vec![PortState {
@@ -227,7 +228,10 @@ async fn a_resolver_gets_a_snapshot_then_changes_and_what_it_says_is_observed() 
     resolver.say(&ResolverMessage::Leaving).await;
     world.until(|observed| observed[0].leaving).await;
     let observed = &world.streams.resolvers.observed("u")[0];
-    assert_eq!(observed.ack, Some(Ack { revision: 2, listening: true, redirecting: true, error: None }));
+    assert_eq!(
+        observed.ack,
+        Some(Ack { revision: 2, listening: true, redirecting: true, holding: false, error: None })
+    );
     assert_eq!(observed.traffic, Traffic { held: 3, forwarding: 1, accepted: 9 });
     assert_eq!(world.streams.metrics.streams.get(), 1);
 

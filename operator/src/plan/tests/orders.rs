@@ -57,7 +57,7 @@ impl World {
             Happening::Listen(resolver, redirecting) => {
                 let revision = self.status().revision;
                 if let Some(resolver) = self.resolvers.get_mut(resolver % count) {
-                    resolver.ack = Some(Ack { revision, listening: true, redirecting, error: None });
+                    resolver.ack = Some(Ack { revision, listening: true, redirecting, holding: false, error: None });
                 }
             }
             Happening::Connect if self.resolvers.len() < 4 => {

@@ -40,6 +40,10 @@ mod start;
 const CACHES: &str = "caches";
 const CERTIFICATE: &str = "certificate of the resolver stream";
 
+/// A connection on which nothing is heard for this long is given up: every request has a shorter deadline but lists and
+/// watches, which say something at least every 15 s.
+const READ_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// Rounds in progress at the end get as long as one request may take, and a little.
 const WORK_TIMEOUT: Duration = Duration::from_secs(6);
 
@@ -79,8 +83,13 @@ struct Servers {
 /// A client for the cluster that this process runs in, or that of the kubeconfig. It repeats no request by itself: a
 /// scale-down that comes late is wrong.
 pub async fn client() -> anyhow::Result<Client> {
-    let mut config = kube::Config::infer().await.context("neither in a cluster nor is there a kubeconfig")?;
+    connect(kube::Config::infer().await.context("neither in a cluster nor is there a kubeconfig")?)
+}
+
+/// The same for this cluster.
+pub fn connect(mut config: kube::Config) -> anyhow::Result<Client> {
     config.default_retry = false;
+    config.read_timeout = Some(READ_TIMEOUT);
     Ok(Client::try_from(config)?)
 }
 

@@ -190,18 +190,33 @@ impl Round for Controller {
         let (decided, under) = self.decide(&snapshot, &uid);
         self.tell(&uid, decided.publish);
         self.parts.metrics.mode(&key, snapshot.elasti.status.as_ref().and_then(|status| status.mode));
+        let mut failed = None;
         for action in decided.actions {
-            match self.apply(&key, &snapshot, &under, action).await {
-                Ok(()) => {}
-                // Somebody else was faster; what they have done arrives by the watch.
-                Err(error) if conflict(&error) => return Ok(Next::After(Duration::from_millis(100))),
-                Err(error) => {
-                    timer.failed();
-                    return Err(error);
-                }
+            if failed.is_some() && action.needs_all_before() {
+                continue;
+            }
+            // One step that the API server refuses, such as a Service beyond a quota, keeps no other from being taken.
+            if let Err(error) = self.apply(&key, &snapshot, &under, action).await {
+                failed = Some(worse(failed, error));
             }
         }
-        Ok(decided.again.map_or(Next::Wait, Next::After))
+        match failed {
+            None => Ok(decided.again.map_or(Next::Wait, Next::After)),
+            // Somebody else was faster; what they have done arrives by the watch.
+            Some(error) if conflict(&error) => Ok(Next::After(Duration::from_millis(100))),
+            Some(error) => {
+                timer.failed();
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Of two errors the one that is told and waited for: the first that is no conflict.
+fn worse(before: Option<anyhow::Error>, error: anyhow::Error) -> anyhow::Error {
+    match before {
+        Some(before) if !conflict(&before) || conflict(&error) => before,
+        _ => error,
     }
 }
 

@@ -18,9 +18,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::conditions;
-use crate::observed::{
-    DrainingEndpoint, Observed, ResolverSlice, ServiceObserved, TargetObserved, TargetState, Verdict,
-};
+use crate::observed::{DrainingEndpoint, Observed, ResolverSlice, ServiceObserved, TargetState, Verdict};
 use crate::protocol;
 use crate::schedule;
 use crate::slices;
@@ -37,6 +35,16 @@ const LEADER_GRACE: Duration = Duration::from_secs(5);
 
 /// How long a scale-down waits for resolvers that redirect late; after that the slices carry their nodes' connections.
 const REDIRECT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// For this long a scale-down that was sent may still be carried out: the API server's default `--request-timeout`.
+const OUTCOME_PATIENCE: Duration = Duration::from_mins(1);
+
+/// How long after the last a wake waits that somebody has undone twice, twice as long each further time; the first is repeated
+/// at once. A pipeline or autoscaler that insists on zero gets no storm of patches.
+const UNDONE_WAIT: Duration = Duration::from_millis(200);
+
+/// The most times that [`UNDONE_WAIT`] doubles: 6.4 s.
+const UNDONE_DOUBLINGS: u32 = 5;
 
 /// A target that shall run and is not ready for this long has its pods looked at, and again after as long.
 const DIAGNOSE_AFTER: Duration = Duration::from_secs(3);
@@ -75,8 +83,12 @@ pub struct Memory {
     accepted: u64,
     /// Since when connections have been held for a target at zero.
     held_since: Option<Instant>,
+    /// The wakes of a target that has not been ready since.
+    wakes: Option<Wakes>,
     /// The scale-down in progress.
     descent: Option<Descent>,
+    /// A scale-down that was sent and may still be carried out.
+    sent: Option<Sent>,
     /// Since when the target shall run and is not ready.
     unready_since: Option<Instant>,
     /// When the pods were last looked at.
@@ -99,7 +111,26 @@ struct Descent {
     settled: Option<Instant>,
 }
 
-/// One thing to do. Actions are applied in order; the first that fails ends the plan.
+/// A scale-down that was sent. Its answer says nothing certain where it says no success: it may have been lost on its way
+/// back, or the request be carried out when its sender has given it up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Sent {
+    at: Instant,
+    /// Of the target as it was: once it is another one, the request is refused.
+    resource_version: String,
+}
+
+/// Wakes of a target that has not been ready since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wakes {
+    times: u32,
+    last: Instant,
+    /// Of the target as it was before the last one: at zero with another, it was woken and somebody has undone it.
+    resource_version: String,
+}
+
+/// One thing to do. Actions are applied in order; one that fails keeps only those from being taken that say so
+/// ([`Action::needs_all_before`]).
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Puts our finalizer on the ElastiService.
@@ -138,6 +169,14 @@ pub enum Action {
         /// A sentence.
         message: String,
     },
+}
+
+impl Action {
+    /// Whether it may be taken only when all before it in the plan have succeeded: it acts away from availability, or ends all
+    /// care for the ElastiService.
+    pub fn needs_all_before(&self) -> bool {
+        matches!(self, Self::ScaleDown | Self::RemoveFinalizer)
+    }
 }
 
 /// What resolvers shall know of the ElastiService.
@@ -229,6 +268,13 @@ impl Planner<'_> {
         let now = Some(self.now.instant);
         let target = self.observed.target.found();
         let runs = target.is_some_and(|target| target.spec_replicas > 0);
+        if self.observed.target_ready() || (self.observed.held() == 0 && !self.busy()) {
+            self.memory.wakes = None;
+        }
+        self.memory.sent = self.memory.sent.take().filter(|sent| {
+            let pending = target.is_some_and(|target| target.resource_version == sent.resource_version);
+            pending && self.now.instant.saturating_duration_since(sent.at) < OUTCOME_PATIENCE
+        });
         if !runs {
             self.memory.awake_since = None;
             self.memory.descent = None;
@@ -287,15 +333,33 @@ impl Planner<'_> {
         if target.spec_replicas > 0 || self.observed.taken_by.is_some() {
             return;
         }
-        let busy = self.observed.triggers.as_ref().is_some_and(|triggers| triggers.verdict == Verdict::Busy);
         let wanted = match (self.observed.held() > 0, self.leads()) {
             (true, true) => true,
             (true, false) => self.passed(self.memory.held_since, FOLLOWER_PATIENCE),
-            (false, leads) => busy && leads,
+            (false, leads) => leads && self.busy(),
         };
-        if wanted {
+        if wanted && self.may_wake_again(&target.resource_version) {
             self.actions.push(Action::ScaleUp { replicas: self.observed.elasti.spec.min_target_replicas.max(1) });
         }
+    }
+
+    fn busy(&self) -> bool {
+        self.observed.triggers.as_ref().is_some_and(|triggers| triggers.verdict == Verdict::Busy)
+    }
+
+    /// Whether it is time for a wake; one that may have failed is repeated at once, one that was undone ever more slowly.
+    fn may_wake_again(&mut self, resource_version: &str) -> bool {
+        let (last, times) = match &self.memory.wakes {
+            Some(wakes) if wakes.resource_version == resource_version => return true,
+            Some(wakes) => (Some(wakes.last), wakes.times),
+            None => (None, 0),
+        };
+        if times >= 2 && !self.passed(last, UNDONE_WAIT * 2_u32.pow((times - 2).min(UNDONE_DOUBLINGS))) {
+            return false;
+        }
+        let resource_version = resource_version.to_owned();
+        self.memory.wakes = Some(Wakes { times: times.saturating_add(1), last: self.now.instant, resource_version });
+        true
     }
 
     fn keep_ports(&mut self, service: &ServiceObserved) {
@@ -358,14 +422,15 @@ impl Planner<'_> {
         if !self.passed(Some(settled), self.settings.kube_proxy_sync) {
             return;
         }
-        // The last word: an answer that was given after all connections had begun to pass through resolvers.
-        let asked_since = self
-            .observed
-            .triggers
-            .as_ref()
-            .is_some_and(|triggers| triggers.asked >= settled + self.settings.kube_proxy_sync);
+        // The last word: an answer that was given after all connections had begun to pass through resolvers, and after a
+        // scale-down that may have failed.
+        let asked_since = self.observed.triggers.as_ref().is_some_and(|triggers| {
+            triggers.asked >= settled + self.settings.kube_proxy_sync
+                && self.memory.sent.as_ref().is_none_or(|sent| triggers.asked > sent.at)
+        });
         if asked_since {
             self.actions.push(Action::ScaleDown);
+            self.memory.sent = Some(Sent { at: self.now.instant, resource_version: target.resource_version.clone() });
         } else if !self.actions.contains(&Action::AskTriggers) {
             self.actions.push(Action::AskTriggers);
         }
@@ -402,7 +467,7 @@ impl Planner<'_> {
     }
 
     /// The mode that shall be, as far as this replica may change it.
-    fn mode(&self) -> Mode {
+    fn mode(&mut self) -> Mode {
         let current = self.status().mode;
         let target = self.observed.target.found();
         let at_zero = target.is_some_and(|target| target.spec_replicas == 0);
@@ -411,6 +476,11 @@ impl Planner<'_> {
         }
         if !self.leads() {
             return current.unwrap_or(Mode::Serve);
+        }
+        if let Some(sent) = &self.memory.sent {
+            let since = sent.at;
+            self.passed(Some(since), OUTCOME_PATIENCE);
+            return Mode::Proxy;
         }
         if self.memory.descent.is_some() || !self.observed.target_ready() { Mode::Proxy } else { Mode::Serve }
     }
@@ -597,11 +667,6 @@ fn closed(observed: &Observed<'_>) -> Option<ServiceState> {
         draining_pods: Vec::new(),
         hold: observed.elasti.spec.hold_policy(),
     })
-}
-
-/// Whether `target` is one that a scale-down may still be applied to: nobody has scaled it since.
-pub fn unchanged(target: &TargetObserved, current_spec_replicas: i32) -> bool {
-    current_spec_replicas > 0 && current_spec_replicas == target.spec_replicas
 }
 
 #[cfg(test)]

@@ -89,15 +89,10 @@ pub async fn scale_up(api: &Api<DynamicObject>, target: &TargetObserved, replica
     patch(api, &target.name, &version, replicas).await.map(|()| Scaled::Done)
 }
 
-/// Scales to zero, if the target still has the replicas that were observed. The patch carries the resourceVersion just
-/// read: whoever scales at the same moment wins.
+/// Scales to zero, if the target is still the one that was observed: the patch carries its resourceVersion, so whoever has
+/// changed it since wins.
 pub async fn scale_down(api: &Api<DynamicObject>, target: &TargetObserved) -> Result<Scaled, kube::Error> {
-    let scale = api.get_scale(&target.name).await?;
-    let replicas = scale.spec.and_then(|spec| spec.replicas).unwrap_or(0);
-    if !crate::plan::unchanged(target, replicas) {
-        return Ok(Scaled::Changed);
-    }
-    match patch(api, &target.name, &scale.metadata.resource_version.unwrap_or_default(), 0).await {
+    match patch(api, &target.name, &target.resource_version, 0).await {
         Err(kube::Error::Api(status)) if status.is_conflict() => Ok(Scaled::Changed),
         other => other.map(|()| Scaled::Done),
     }

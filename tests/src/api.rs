@@ -19,10 +19,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
 
+mod faulty;
 mod objects;
 mod processes;
 mod prometheus;
 
+pub use faulty::{Done, Fault, FaultyWay};
 pub use objects::{deployment, elasti_service, ready_endpoint, service};
 pub use processes::{Operator, Resolver, host_address};
 pub use prometheus::{Prometheus, Says};
@@ -148,7 +150,13 @@ impl Cluster {
     /// A ready operator with this name of its pod; `flags` are added to those that every test needs.
     pub async fn operator(&self, pod: &str, flags: &[&str]) -> Operator {
         let token = self.own().token(names::OPERATOR, None, None).await;
-        Operator::start(pod, flags, token).await
+        Operator::start(pod, flags, token, None).await
+    }
+
+    /// The same, with a way to the API server that may fail.
+    pub async fn operator_by(&self, way: &FaultyWay, pod: &str) -> Operator {
+        let token = self.own().token(names::OPERATOR, None, None).await;
+        Operator::start(pod, &[], token, Some(way)).await
     }
 
     /// A resolver on a node of its own with a stream to each of these operators.

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::time::Duration;
 
 use elasti_api::v1alpha1::ElastiService;
 use futures::{Stream, StreamExt, pin_mut};
@@ -11,6 +12,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DynamicObject};
 use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt;
+use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, Resource, ResourceExt};
 use tokio::sync::watch;
@@ -18,6 +20,36 @@ use tokio::sync::watch;
 use super::{Caches, Concerned};
 use crate::observed::ObjectKey;
 use crate::target::{self, Kind};
+
+/// How long the API server lets one watch run before it is begun anew where it ended, in seconds. The watcher takes one that
+/// has been silent for 5 s longer for dead: so a connection whose other end is gone without a word blinds us for no longer.
+const WATCH_TIMEOUT: u32 = 10;
+
+/// Waits after failed requests of a watch: they double up to two seconds, since a client may be held for what it would tell.
+/// (The usual ones double up to thirty.)
+struct Retry(Duration);
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self(Duration::from_millis(100))
+    }
+}
+
+impl Iterator for Retry {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let wait = self.0;
+        self.0 = (wait * 2).min(Duration::from_secs(2));
+        Some(wait)
+    }
+}
+
+impl Backoff for Retry {
+    fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
 
 /// What a watch has seen.
 enum Fact<K> {
@@ -146,7 +178,7 @@ impl Watches {
         let what = format!("{} of {}", resource.kind, resource.api_version);
         self.caches.set_kind_unread(kind, Some(format!("{what} have not been read yet")));
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource);
-        let events = watcher(api, watcher::Config::default()).default_backoff();
+        let events = watcher(api, watcher::Config::default().timeout(WATCH_TIMEOUT)).backoff(Retry::default());
         let facts = facts(events);
         pin_mut!(facts);
         while let Some(fact) = facts.next().await {
@@ -178,7 +210,7 @@ impl Watches {
         K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
         F: Fn(&Self, Result<K, ObjectKey>) + Send,
     {
-        let facts = facts(watcher(api, watcher::Config::default()).default_backoff());
+        let facts = facts(watcher(api, watcher::Config::default().timeout(WATCH_TIMEOUT)).backoff(Retry::default()));
         pin_mut!(facts);
         while let Some(fact) = facts.next().await {
             match fact {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use elasti_api::v1alpha1::{ElastiService, InterceptedPort, ScaleTrigger};
 
 use super::*;
-use crate::observed::{Addressing, DrainingEndpoint, ServicePort, TriggersObserved};
+use crate::observed::{Addressing, DrainingEndpoint, ServicePort, TargetObserved, TriggersObserved};
 use crate::resolvers::{Ack, ResolverObserved, Traffic};
 
 mod draining;
@@ -24,6 +24,8 @@ struct World {
     service: Option<ServiceObserved>,
     private: Option<ServiceObserved>,
     target: TargetState,
+    /// How often the target has changed.
+    versions: u64,
     ready: bool,
     draining: Vec<DrainingEndpoint>,
     slices: Vec<ResolverSlice>,
@@ -32,6 +34,8 @@ struct World {
     taken_by: Option<String>,
     leading_since: Option<Instant>,
     memory: Memory,
+    /// A scale-down that was given up and may still be carried out: of which version of the target, and since when.
+    in_flight: Option<(u64, Instant)>,
     start: Instant,
     elapsed: Duration,
 }
@@ -67,6 +71,7 @@ impl World {
             private: Some(ServiceObserved { owner_uid: Some("uid".into()), ..service.clone() }),
             service: Some(service),
             target: TargetState::Missing,
+            versions: 0,
             ready: true,
             draining: vec![],
             slices: vec![],
@@ -75,6 +80,7 @@ impl World {
             taken_by: None,
             leading_since: start.checked_sub(Duration::from_hours(1)),
             memory: Memory::default(),
+            in_flight: None,
             start,
             elapsed: Duration::ZERO,
         };
@@ -86,8 +92,13 @@ impl World {
     }
 
     fn scale(&mut self, spec_replicas: i32) {
-        self.target =
-            TargetState::Found(TargetObserved { spec_replicas, pod_network: true, ..TargetObserved::default() });
+        self.versions += 1;
+        self.target = TargetState::Found(TargetObserved {
+            spec_replicas,
+            pod_network: true,
+            resource_version: self.versions.to_string(),
+            ..TargetObserved::default()
+        });
     }
 
     fn connect(&mut self, number: u8) {
@@ -289,6 +300,91 @@ fn a_busy_or_failing_trigger_aborts_the_way_down() {
         assert!(!scales_down(&world.settle()));
         assert_eq!(world.status().mode, Some(Mode::Serve));
     }
+}
+
+/// The moment when a scale-down is sent; what becomes of it is not known.
+fn sent() -> World {
+    let mut world = World::descending();
+    world.pass(SETTINGS.kube_proxy_sync);
+    world.idle();
+    assert!(scales_down(&world.plan().actions));
+    world
+}
+
+#[test]
+fn a_scale_down_whose_answer_was_lost_stays_intercepted_though_connections_come() {
+    let mut world = sent();
+    world.resolvers[0].traffic.accepted += 1;
+    world.settle();
+    assert_eq!(world.status().mode, Some(Mode::Proxy), "it may still be carried out");
+    assert_eq!(world.slices.len(), 1);
+    world.scale(0);
+    world.ready = false;
+    world.settle();
+    assert_eq!(world.status().mode, Some(Mode::Proxy));
+    world.resolvers[0].traffic.held = 1;
+    assert!(scales_up(&world.settle()));
+}
+
+#[test]
+fn a_scale_down_that_may_have_failed_is_repeated_only_after_the_triggers_were_asked_again() {
+    let mut world = sent();
+    world.pass(Duration::from_secs(5));
+    let plan = world.plan();
+    assert!(!scales_down(&plan.actions) && plan.actions.contains(&Action::AskTriggers), "{:?}", plan.actions);
+    world.idle();
+    assert!(scales_down(&world.plan().actions));
+}
+
+#[test]
+fn a_scale_down_that_cannot_be_carried_out_any_more_is_forgotten() {
+    let mut world = sent();
+    world.resolvers[0].traffic.accepted += 1;
+    world.scale(1);
+    world.settle();
+    assert_eq!(world.status().mode, Some(Mode::Serve), "the target has changed: the patch would be refused");
+
+    let mut world = sent();
+    let asked = world.now().instant;
+    world.triggers = Some(TriggersObserved { verdict: Verdict::Busy, asked, idle_since: None });
+    world.settle();
+    assert_eq!(world.status().mode, Some(Mode::Proxy));
+    assert!(world.plan().again.is_some_and(|again| again <= OUTCOME_PATIENCE));
+    world.pass(OUTCOME_PATIENCE);
+    world.settle();
+    assert_eq!(world.status().mode, Some(Mode::Serve), "no API server works on a request for so long");
+}
+
+#[test]
+fn a_wake_that_somebody_undoes_is_repeated_at_once_and_then_ever_more_slowly() {
+    let mut world = World::asleep();
+    world.resolvers[0].traffic.held = 1;
+    let mut waits = vec![];
+    for _ in 0..10 {
+        let mut waited = Duration::ZERO;
+        while !scales_up(&world.settle()) {
+            let again = world.plan().again.expect("it is tried again");
+            world.pass(again);
+            waited += again;
+        }
+        waits.push(waited);
+        world.plan();
+        world.scale(0);
+    }
+    assert_eq!(waits[..2], [Duration::ZERO; 2], "the wake, and once more");
+    assert_eq!(waits[2..5], [1, 2, 4].map(|times| UNDONE_WAIT * times));
+    assert_eq!(waits[9], UNDONE_WAIT * 2_u32.pow(UNDONE_DOUBLINGS), "and never more slowly than this");
+    world.resolvers[0].traffic.held = 0;
+    world.settle();
+    world.resolvers[0].traffic.held = 1;
+    assert!(scales_up(&world.settle()), "the next client is not made to wait for it");
+}
+
+#[test]
+fn a_step_that_fails_keeps_only_those_from_being_taken_that_act_away_from_availability() {
+    let steps = [Action::ApplyPrivateService, Action::ScaleUp { replicas: 1 }, Action::AddFinalizer];
+    assert!(steps.iter().all(|step| !step.needs_all_before()));
+    assert!(Action::ScaleDown.needs_all_before() && Action::RemoveFinalizer.needs_all_before());
 }
 
 #[test]

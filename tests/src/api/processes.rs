@@ -17,7 +17,6 @@ use elasti_resolver::report::Board;
 use elasti_resolver::stream::connection::{Connector, Identity};
 use elasti_resolver::supervisor::{Heard, Parts, Supervisor};
 use elasti_runtime::telemetry::{Format, Levels, init};
-use kube::Client;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -26,7 +25,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::until;
+use super::{FaultyWay, until};
 
 struct Process(Option<Runtime>);
 
@@ -67,18 +66,21 @@ pub struct Operator {
 }
 
 impl Operator {
-    pub(super) async fn start(pod: &str, flags: &[&str], token: String) -> Self {
+    pub(super) async fn start(pod: &str, flags: &[&str], token: String, way: Option<&FaultyWay>) -> Self {
         let pod_flag = format!("--pod-name={pod}");
         let usual = ["operator", &pod_flag, "--operator-port=0", "--health-port=0", "--stream-port=0"];
         let quick = ["--polling-interval=100ms", "--kube-proxy-sync=10ms"];
         let flags = usual.iter().chain(&quick).chain(flags).map(OsString::from);
         let config = config::Config::new(&elasti_runtime::config::parse(flags).unwrap()).unwrap();
         let (process, shutdown) = (Process::new(), CancellationToken::new());
+        let way = way.map(|way| way.address);
         let bound = process.spawn(async move {
             let mut access = kube::Config::infer().await.unwrap();
             access.auth_info = serde_json::from_value(json!({"token": token})).unwrap();
-            access.default_retry = false;
-            app::build(config, Client::try_from(access).unwrap(), levels()).await.unwrap()
+            if let Some(way) = way {
+                access.cluster_url = format!("http://{way}").parse().unwrap();
+            }
+            app::build(config, app::connect(access).unwrap(), levels()).await.unwrap()
         });
         let bound = bound.await.unwrap();
         let (notify, health, stream) = (bound.notify.port(), bound.health.port(), bound.stream.port());

@@ -4,6 +4,7 @@
 mod admission;
 mod faults;
 mod interception;
+mod outages;
 mod removal;
 mod replicas;
 mod triggers;

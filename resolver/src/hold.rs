@@ -106,6 +106,7 @@ pub async fn reach<C: Connect>(
         let view = views.borrow();
         (view.hold, view.reachable(port))
     };
+    let end = pin!(sleep(policy.timeout.saturating_sub(since.elapsed())));
     let mut target = pin!(dial(views, seeker));
     // No timer for a target that is down: even one of zero costs a millisecond.
     if reachable && let Ok(reached) = timeout(GRACE, &mut target).await {
@@ -120,7 +121,7 @@ pub async fn reach<C: Connect>(
             reached
         }
         () = left => Err(Closed::ClientLeft),
-        () = sleep(policy.timeout.saturating_sub(since.elapsed())) => {
+        () = end => {
             let reachable = service.views().borrow().reachable(port);
             Err(if reachable { Closed::DialFailed } else { Closed::Timeout })
         }

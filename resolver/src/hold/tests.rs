@@ -23,6 +23,9 @@ const HOLD: Duration = Duration::from_secs(20);
 /// Timers are rounded up to milliseconds.
 const TICK: Duration = Duration::from_millis(5);
 
+/// Real time that may pass between two lines of code on a busy machine.
+const REAL: Duration = Duration::from_secs(1);
+
 /// Whoever waits has reached a backend that has been there, up and not full for so long: two others that never answer
 /// are tried first, after a pause.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -280,7 +283,8 @@ impl World {
                     let missed = self.available.values().any(|since| now - (*since).max(connection.since) > PATIENCE);
                     assert!(!missed, "held while a backend is available");
                 }
-                Fate::Closed(Closed::Timeout | Closed::DialFailed) => assert!(waited >= HOLD, "{waited:?}"),
+                // The time from accept to the first look is real time, and a busy machine's.
+                Fate::Closed(Closed::Timeout | Closed::DialFailed) => assert!(waited + REAL >= HOLD, "{waited:?}"),
                 Fate::Closed(Closed::ClientLeft) => assert!(connection.left.is_cancelled()),
                 Fate::Closed(Closed::Removed) => assert!(connection.removed),
                 Fate::Closed(Closed::Shutdown) => assert!(self.ended.is_cancelled()),

@@ -8,10 +8,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::future::pending;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+
+use crate::sync::{Mutex, MutexGuard};
 
 /// For this long after a failed dial others come first: about as long as the cluster takes to notice that a pod has gone
 /// with its node's network still up.

@@ -29,6 +29,7 @@ pub mod report;
 pub mod service;
 pub mod stream;
 pub mod supervisor;
+mod sync;
 pub mod wake;
 
 #[cfg(test)]

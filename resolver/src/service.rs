@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use elasti_api::message::{HoldPolicy, Protocol};
@@ -16,6 +16,7 @@ use crate::balance::Load;
 use crate::hold::Closed;
 use crate::metrics::{Metrics, ServiceMetrics};
 use crate::report::{News, Traffic};
+use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard};
 use crate::wake::{Episode, Timeline};
 
 /// What connections need to know of their ElastiService.

@@ -10,6 +10,4 @@
 pub mod api;
 pub mod bpf;
 pub mod cluster;
-pub mod faults;
-pub mod load;
 pub mod netns;

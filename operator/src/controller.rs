@@ -20,7 +20,7 @@ use crate::idleness::Triggers;
 use crate::leader::LeaderState;
 use crate::metrics::Metrics;
 use crate::observed::{Diagnosis, ObjectKey, Observed, TriggersObserved, Verdict};
-use crate::plan::{Memory, Now, Plan, Publish, Settings, plan};
+use crate::plan::{Action, Memory, Now, Plan, Publish, Settings, plan};
 use crate::publication::Publication;
 use crate::resolvers::Resolvers;
 use crate::work::{Next, Round, Work};
@@ -196,7 +196,11 @@ impl Round for Controller {
                 continue;
             }
             // One step that the API server refuses, such as a Service beyond a quota, keeps no other from being taken.
+            let scales_down = action == Action::ScaleDown;
             if let Err(error) = self.apply(&key, &snapshot, &under, action).await {
+                if scales_down && apply::refused(&error) {
+                    self.state().memories.entry(uid.clone()).or_default().scale_down_refused();
+                }
                 failed = Some(worse(failed, error));
             }
         }

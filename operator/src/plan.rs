@@ -5,7 +5,8 @@
 //!
 //! Invariants, each with a test below:
 //! - a target is scaled to zero only by the Lease holder, while it is intercepted, every live resolver listens, the slices
-//!   are published, kube-proxy has had its time, and all triggers and resolvers have been asked again since;
+//!   are published, kube-proxy has had its time, all triggers have been asked again since, and every live resolver holds
+//!   what comes and has told what came before;
 //! - a wake needs no Lease: whatever is held wakes a target at zero;
 //! - only the Lease holder stops intercepting; any replica starts it for a target found at zero;
 //! - the status is written first: resolvers are told only what has been read back from it.
@@ -109,6 +110,8 @@ struct Descent {
     started: Instant,
     /// Since when all listen, the slices are published and the nodes redirect.
     settled: Option<Instant>,
+    /// Since when resolvers are asked to hold every connection, so that none reaches a pod that is about to end.
+    holding: Option<Instant>,
 }
 
 /// A scale-down that was sent. Its answer says nothing certain where it says no success: it may have been lost on its way
@@ -118,6 +121,17 @@ struct Sent {
     at: Instant,
     /// Of the target as it was: once it is another one, the request is refused.
     resource_version: String,
+    /// It was: it will not be carried out.
+    refused: bool,
+}
+
+impl Memory {
+    /// The scale-down that was sent will not be carried out: the API server has refused it, or it never left.
+    pub fn scale_down_refused(&mut self) {
+        if let Some(sent) = &mut self.sent {
+            sent.refused = true;
+        }
+    }
 }
 
 /// Wakes of a target that has not been ready since.
@@ -324,7 +338,8 @@ impl Planner<'_> {
         self.write_status(mode);
         self.keep_slices(&service);
         let draining = self.draining();
-        state(self.observed, &service, &draining).map_or(Publish::Keep, |state| Publish::State(Box::new(state)))
+        state(self.observed, &service, &draining, self.holding())
+            .map_or(Publish::Keep, |state| Publish::State(Box::new(state)))
     }
 
     /// Whatever is held wakes a target at zero; so does a trigger that sees traffic.
@@ -411,9 +426,10 @@ impl Planner<'_> {
             self.memory.descent = None;
             return;
         }
-        let descent = *self.memory.descent.get_or_insert(Descent { started: self.now.instant, settled: None });
+        let descent =
+            *self.memory.descent.get_or_insert(Descent { started: self.now.instant, settled: None, holding: None });
         if !self.settled(descent) {
-            self.memory.descent = Some(Descent { settled: None, ..descent });
+            self.memory.descent = Some(Descent { settled: None, holding: None, ..descent });
             self.check_after(REDIRECT_PATIENCE);
             return;
         }
@@ -428,12 +444,35 @@ impl Planner<'_> {
             triggers.asked >= settled + self.settings.kube_proxy_sync
                 && self.memory.sent.as_ref().is_none_or(|sent| triggers.asked > sent.at)
         });
-        if asked_since {
+        let holding = asked_since.then(|| descent.holding.unwrap_or(self.now.instant));
+        self.memory.descent = Some(Descent { settled: Some(settled), holding, ..descent });
+        if !asked_since {
+            if !self.actions.contains(&Action::AskTriggers) {
+                self.actions.push(Action::AskTriggers);
+            }
+        } else if self.all_hold() || self.passed(holding, REDIRECT_PATIENCE) {
             self.actions.push(Action::ScaleDown);
-            self.memory.sent = Some(Sent { at: self.now.instant, resource_version: target.resource_version.clone() });
-        } else if !self.actions.contains(&Action::AskTriggers) {
-            self.actions.push(Action::AskTriggers);
+            let resource_version = target.resource_version.clone();
+            self.memory.sent = Some(Sent { at: self.now.instant, resource_version, refused: false });
         }
+    }
+
+    /// Whether no resolver forwards any more. What each had accepted until then it has told before.
+    fn all_hold(&self) -> bool {
+        let revision = self.status().revision;
+        let mut staying = self.observed.resolvers.iter().filter(|resolver| !resolver.leaving);
+        staying.all(|resolver| resolver.ack.as_ref().is_some_and(|ack| ack.holding && ack.revision >= revision))
+    }
+
+    /// The scale-down that was sent and may still be carried out.
+    fn pending(&self) -> Option<&Sent> {
+        self.memory.sent.as_ref().filter(|sent| !sent.refused)
+    }
+
+    /// Whether resolvers shall hold every connection although pods are ready.
+    fn holding(&self) -> bool {
+        let about_to_sleep = self.memory.descent.is_some_and(|descent| descent.holding.is_some());
+        self.leads() && self.status().mode == Some(Mode::Proxy) && (about_to_sleep || self.pending().is_some())
     }
 
     fn idle_for_cooldown(&mut self) -> bool {
@@ -477,7 +516,7 @@ impl Planner<'_> {
         if !self.leads() {
             return current.unwrap_or(Mode::Serve);
         }
-        if let Some(sent) = &self.memory.sent {
+        if let Some(sent) = self.pending() {
             let since = sent.at;
             self.passed(Some(since), OUTCOME_PATIENCE);
             return Mode::Proxy;
@@ -607,7 +646,12 @@ pub fn published(observed: &Observed<'_>) -> bool {
 }
 
 /// What resolvers shall know, from the status as it was read back; `None` before the status says a mode and ports.
-fn state(observed: &Observed<'_>, service: &ServiceObserved, draining: &[&DrainingEndpoint]) -> Option<ServiceState> {
+fn state(
+    observed: &Observed<'_>,
+    service: &ServiceObserved,
+    draining: &[&DrainingEndpoint],
+    holding: bool,
+) -> Option<ServiceState> {
     let elasti = observed.elasti;
     let status = elasti.status.as_ref()?;
     let mode = status.mode?;
@@ -638,7 +682,7 @@ fn state(observed: &Observed<'_>, service: &ServiceObserved, draining: &[&Draini
         revision: status.revision,
         mode,
         redirect: mode == Mode::Proxy && (published(observed) || !observed.target_ready()),
-        holding: false,
+        holding,
         cluster_ips: service.cluster_ips.clone(),
         fallback: observed.private.as_ref().map(|private| private.cluster_ips.clone()).unwrap_or_default(),
         ports,

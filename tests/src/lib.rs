@@ -10,4 +10,6 @@
 pub mod api;
 pub mod bpf;
 pub mod cluster;
+pub mod faults;
+pub mod load;
 pub mod netns;

@@ -101,7 +101,7 @@ fn remove(cgroup: &Path) {
 }
 
 /// The machine's cgroup2 hierarchy.
-fn cgroup2() -> PathBuf {
+pub(crate) fn cgroup2() -> PathBuf {
     let mounts = std::fs::read_to_string("/proc/self/mounts").expect("/proc is readable");
     let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("cgroup2 is mounted");
     mount.split(' ').nth(1).expect("a mount has a point").into()

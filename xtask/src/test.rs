@@ -31,6 +31,15 @@ const REQUIRED: &[&str] = &[
     "a_target_that_was_at_zero_before_its_elasti_service_is_intercepted",
     "a_client_that_dials_the_address_of_an_ending_pod_is_held_and_answered_by_the_next_one",
     "kubelets_probes_of_an_ending_pod_wake_nothing",
+    "fault_1_a_rollout_of_the_resolvers_loses_no_request",
+    "fault_1_a_resolver_that_is_deleted_loses_no_request",
+    "fault_2_a_killed_resolver_is_replaced_by_another_within_a_second",
+    "fault_3_a_killed_leader_delays_no_wake_and_puts_nothing_to_sleep",
+    "fault_4_without_operators_connections_are_held_and_answered_when_they_are_back",
+    "fault_4_without_the_api_server_connections_are_held_and_answered_when_it_is_back",
+    "fault_5_programs_that_are_detached_are_attached_again_and_nothing_is_lost",
+    "fault_6_the_resolver_of_a_node_that_vanishes_leaves_the_slices_and_the_other_node_wakes",
+    "fault_7_ten_thousand_connections_of_one_client_disturb_nobody_else",
 ];
 
 /// Tests of the cluster that run side by side: they mostly wait, but pods start on the same few cores.

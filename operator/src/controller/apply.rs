@@ -25,6 +25,17 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// Pods that are looked at for a diagnosis: the first that tells a cause is enough.
 const DIAGNOSED_PODS: u32 = 20;
 
+/// Nothing was sent.
+#[derive(Debug, thiserror::Error)]
+#[error("the Lease is not certain any more; nothing is scaled down")]
+struct LeaseUncertain;
+
+/// Whether the request that failed so has changed nothing, and will not: it never left, or the API server said no.
+pub(super) fn refused(error: &anyhow::Error) -> bool {
+    let said_no = |error: &kube::Error| matches!(error, kube::Error::Api(status) if (400..500).contains(&status.code));
+    error.is::<LeaseUncertain>() || error.downcast_ref().is_some_and(said_no)
+}
+
 impl Controller {
     pub(super) async fn apply(
         self: &Arc<Self>,
@@ -38,7 +49,9 @@ impl Controller {
             // A scale-down that arrives after the Lease is lost could put a busy target to sleep.
             Action::ScaleDown => {
                 let certain = under.leadership.valid_until.saturating_duration_since(Instant::now());
-                anyhow::ensure!(!certain.is_zero(), "the Lease is not certain any more; nothing is scaled down");
+                if certain.is_zero() {
+                    return Err(LeaseUncertain.into());
+                }
                 certain.min(DEADLINE)
             }
             _ => DEADLINE,

@@ -38,6 +38,8 @@ struct World {
     in_flight: Option<(u64, Instant)>,
     start: Instant,
     elapsed: Duration,
+    /// Whether resolvers were last told to hold every connection.
+    holding: bool,
 }
 
 impl World {
@@ -83,6 +85,7 @@ impl World {
             in_flight: None,
             start,
             elapsed: Duration::ZERO,
+            holding: false,
         };
         world.scale(1);
         for number in 1..=2 {
@@ -125,9 +128,16 @@ impl World {
                 revision: status.revision,
                 listening: true,
                 redirecting: status.mode == Some(Mode::Proxy),
-                holding: false,
+                holding: self.holding,
                 error: None,
             });
+        }
+    }
+
+    /// Resolvers that have acknowledged anything hold, or do so no more, as they were told last.
+    fn acknowledge_holding(&mut self) {
+        for ack in self.resolvers.iter_mut().filter_map(|resolver| resolver.ack.as_mut()) {
+            ack.holding = self.holding;
         }
     }
 
@@ -162,6 +172,9 @@ impl World {
         };
         let plan = plan(&observed, &self.memory, &SETTINGS, self.now());
         self.memory = plan.memory.clone();
+        if let Publish::State(state) = &plan.publish {
+            self.holding = state.holding;
+        }
         plan
     }
 
@@ -188,15 +201,18 @@ impl World {
     fn settle(&mut self) -> Vec<Action> {
         let mut applied = vec![];
         for _ in 0..10 {
+            let held = self.holding;
             let actions = self.plan().actions;
             let before = (self.status(), self.slices.clone(), self.target.clone(), self.triggers.clone());
             for action in &actions {
                 self.apply(action);
             }
             applied.extend(actions);
-            if before == (self.status(), self.slices.clone(), self.target.clone(), self.triggers.clone()) {
+            let after = (self.status(), self.slices.clone(), self.target.clone(), self.triggers.clone());
+            if before == after && held == self.holding {
                 break;
             }
+            self.acknowledge_holding();
         }
         applied
     }
@@ -277,7 +293,45 @@ fn a_scale_down_asks_the_triggers_again_after_everything_is_intercepted() {
     assert!(!scales_down(&first.actions), "the last answer is older than the interception");
     assert!(first.actions.contains(&Action::AskTriggers));
     world.idle();
+    assert!(scales_down(&world.settle()));
+}
+
+#[test]
+fn no_pod_gets_a_connection_from_the_last_word_on() {
+    let mut world = World::descending();
+    world.pass(SETTINGS.kube_proxy_sync);
+    world.idle();
+    assert!(!scales_down(&world.plan().actions) && world.holding, "resolvers are asked to hold first");
+    world.resolvers[0].ack.as_mut().unwrap().holding = true;
+    assert!(!scales_down(&world.plan().actions), "one of them still forwards");
+    // What it tells before it acknowledges: somebody came.
+    world.resolvers[1].traffic.accepted += 1;
+    world.resolvers[1].ack.as_mut().unwrap().holding = true;
+    assert!(!scales_down(&world.settle()));
+    assert!(!world.holding, "whoever is held is let through at once");
+    assert_eq!(world.status().mode, Some(Mode::Serve));
+}
+
+#[test]
+fn a_resolver_that_never_holds_is_not_waited_for_for_ever() {
+    let mut world = World::descending();
+    world.pass(SETTINGS.kube_proxy_sync);
+    world.idle();
+    world.plan();
+    world.pass(REDIRECT_PATIENCE);
     assert!(scales_down(&world.plan().actions));
+}
+
+#[test]
+fn a_refused_scale_down_lets_everybody_through_and_is_repeated_after_the_triggers_were_asked_again() {
+    let mut world = sent();
+    assert!(world.holding, "it may be carried out at any moment");
+    world.memory.scale_down_refused();
+    assert!(!scales_down(&world.plan().actions));
+    assert!(!world.holding);
+    world.pass(Duration::from_secs(1));
+    world.idle();
+    assert!(scales_down(&world.settle()));
 }
 
 #[test]
@@ -307,6 +361,8 @@ fn sent() -> World {
     let mut world = World::descending();
     world.pass(SETTINGS.kube_proxy_sync);
     world.idle();
+    world.plan();
+    world.acknowledge_holding();
     assert!(scales_down(&world.plan().actions));
     world
 }

@@ -164,7 +164,8 @@ impl World {
         for address in state.ports.iter().flat_map(|port| &port.draining) {
             let endpoint = self.draining.iter().find(|endpoint| endpoint.address == *address);
             assert!(endpoint.is_some_and(|endpoint| !endpoint.elsewhere), "{address} is somebody else's");
-            assert!(!self.ready, "{address}: a pod is ready");
+            let forwards = state.ports.iter().any(|port| !port.backends.is_empty());
+            assert!(!forwards, "{address}: a pod is ready");
             assert_eq!(state.mode, Mode::Proxy);
         }
     }
@@ -179,6 +180,12 @@ impl World {
         assert!(self.slices.iter().any(|slice| !slice.endpoints.is_empty()), "published first");
         assert!(slices::eligible(&self.resolvers, status.revision).count() > 0, "somebody listens");
         assert!(self.resolvers.iter().all(|resolver| resolver.traffic.held == 0 && resolver.traffic.forwarding == 0));
+        assert!(self.holding, "no pod gets a connection from the last word on");
+        let mut staying = self.resolvers.iter().filter(|resolver| !resolver.leaving);
+        let all_hold = staying.all(|resolver| resolver.ack.as_ref().is_some_and(|ack| ack.holding));
+        let since = self.memory.descent.and_then(|descent| descent.holding).expect("since when they shall");
+        let waited = self.now().instant.saturating_duration_since(since);
+        assert!(all_hold || waited >= REDIRECT_PATIENCE, "every resolver holds, or was waited for");
         let triggers = self.triggers.as_ref().expect("the triggers were asked");
         assert_eq!(triggers.verdict, Verdict::Idle);
         let cooldown = self.elasti.spec.cooldown();

@@ -48,8 +48,14 @@ pub trait Connect {
 impl Connect for Dialer {
     type Connection = TcpStream;
 
-    async fn connect(&self, address: SocketAddr, header: &[u8], within: Duration) -> io::Result<TcpStream> {
-        Self::connect(self, address, header, within).await
+    // Not `async`: a future around the other's would cost every held connection.
+    fn connect(
+        &self,
+        address: SocketAddr,
+        header: &[u8],
+        within: Duration,
+    ) -> impl Future<Output = io::Result<TcpStream>> + Send {
+        Self::connect(self, address, header, within)
     }
 }
 

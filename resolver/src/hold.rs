@@ -3,13 +3,14 @@
 //!
 //! Waiting ends in one of the ways of [`Closed`]; whatever the way, its place is free again at once.
 
+use std::future::pending;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::balance::Place;
 use crate::connection::Client;
@@ -106,7 +107,7 @@ pub async fn reach<C: Connect>(
         let view = views.borrow();
         (view.hold, view.reachable(port))
     };
-    let end = pin!(sleep(policy.timeout.saturating_sub(since.elapsed())));
+    let end = tokio::time::Instant::now().checked_add(policy.timeout.saturating_sub(since.elapsed()));
     let mut target = pin!(dial(views, seeker));
     // No timer for a target that is down: even one of zero costs a millisecond.
     if reachable && let Ok(reached) = timeout(GRACE, &mut target).await {
@@ -121,10 +122,18 @@ pub async fn reach<C: Connect>(
             reached
         }
         () = left => Err(Closed::ClientLeft),
-        () = end => {
+        () = ended(end) => {
             let reachable = service.views().borrow().reachable(port);
             Err(if reachable { Closed::DialFailed } else { Closed::Timeout })
         }
+    }
+}
+
+/// Waits for the end of the hold time; one that is past all clocks has none.
+async fn ended(end: Option<tokio::time::Instant>) {
+    match end {
+        Some(end) => sleep_until(end).await,
+        None => pending().await,
     }
 }
 

@@ -210,6 +210,8 @@ pub struct Target {
     pub container: Value,
     /// Fields of the pod's spec that are laid over the usual ones.
     pub pod: Value,
+    /// The Deployment's update strategy; null: the usual one.
+    pub strategy: Value,
     /// Fields of the ElastiService's spec that are laid over the usual ones.
     pub spec: Value,
 }
@@ -222,6 +224,7 @@ impl Target {
             ports: ports.to_vec(),
             container: json!({}),
             pod: json!({}),
+            strategy: Value::Null,
             spec: json!({}),
         }
     }
@@ -253,6 +256,7 @@ impl Target {
             "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": self.name},
             "spec": {
                 "replicas": 1,
+                "strategy": self.strategy,
                 "selector": {"matchLabels": {"app": self.name}},
                 "template": {
                     "metadata": {"labels": {"app": self.name}},

@@ -59,3 +59,146 @@ fn kubelets_probes_of_an_ending_pod_wake_nothing() {
     let deployment = get(&sandbox.namespace, "deployment", &target.name).unwrap();
     assert_eq!(deployment["spec"]["replicas"], 0);
 }
+
+/// Calls the target's Service from the pod of a node, until it answers or a minute has passed.
+fn call(sandbox: &Sandbox, target: &Target, node: usize) -> String {
+    let url = format!("http://{}/", sandbox.cluster_address(target, 80));
+    from_pod(node, &["curl", "-sS", "--max-time", "60", &url])
+}
+
+fn replicas(sandbox: &Sandbox, target: &Target) -> i64 {
+    let deployment = get(&sandbox.namespace, "deployment", &target.name).unwrap();
+    deployment["spec"]["replicas"].as_i64().unwrap()
+}
+
+fn kubectl_in(sandbox: &Sandbox, arguments: &[&str]) {
+    kubectl(&[&["-n", &sandbox.namespace], arguments].concat());
+}
+
+#[test]
+fn a_client_is_held_through_the_crashes_of_its_target() {
+    let (sandbox, mut target) = (Sandbox::new("crashing"), Target::nginx("web"));
+    // Ends in failure at its first start in each pod; the volume outlives the container.
+    let script = "[ -e /state/tried ] || { touch /state/tried; exit 1; }; exec nginx -g 'daemon off;'";
+    target.command = ["sh", "-c", script].map(str::to_owned).to_vec();
+    target.container = json!({"volumeMounts": [{"name": "state", "mountPath": "/state"}]});
+    target.pod = json!({"volumes": [{"name": "state", "emptyDir": {}}]});
+    sandbox.target(&target);
+    sandbox.sleep(&target);
+    assert!(call(&sandbox, &target, 2).starts_with("nginx on web-"));
+    let restarts = sandbox.pods(&target).remove(0)["status"]["containerStatuses"][0]["restartCount"].as_i64();
+    assert_eq!(restarts, Some(1), "it crashed once");
+}
+
+#[test]
+fn a_target_that_is_scaled_to_zero_in_the_middle_of_a_wake_is_woken_again() {
+    let (sandbox, mut target) = (Sandbox::new("undone"), Target::nginx("web"));
+    let script = "sleep 4; exec nginx -g 'daemon off;'";
+    target.command = ["sh", "-c", script].map(str::to_owned).to_vec();
+    sandbox.target(&target);
+    sandbox.sleep(&target);
+    let answer = std::thread::scope(|scope| {
+        let call = scope.spawn(|| call(&sandbox, &target, 2));
+        until("the target is woken", || (replicas(&sandbox, &target) == 1).then_some(()));
+        kubectl_in(&sandbox, &["scale", "deployment", &target.name, "--replicas=0"]);
+        until("the target is woken again", || (replicas(&sandbox, &target) == 1).then_some(()));
+        call.join().unwrap()
+    });
+    assert!(answer.starts_with("nginx on web-"), "{answer}");
+    sandbox.awake(&target);
+}
+
+#[test]
+fn a_target_that_flaps_is_intercepted_while_it_is_not_ready_and_served_while_it_is() {
+    let (sandbox, mut target) = (Sandbox::new("flapping"), Target::nginx("web"));
+    let probe =
+        json!({"exec": {"command": ["test", "!", "-e", "/tmp/unready"]}, "periodSeconds": 1, "failureThreshold": 1});
+    target.container = json!({"readinessProbe": probe});
+    sandbox.target(&target);
+    let pod = sandbox.pods(&target).remove(0)["metadata"]["name"].as_str().unwrap().to_owned();
+    for _ in 0..3 {
+        kubectl_in(&sandbox, &["exec", &pod, "--", "touch", "/tmp/unready"]);
+        let resolvers = elasti_tests::cluster::resolvers().len();
+        until("it is intercepted", || {
+            let slice = sandbox.slice(&target)?;
+            (slice["endpoints"].as_array()?.len() == resolvers).then_some(())
+        });
+        let before = accepted(&sandbox);
+        let answer = std::thread::scope(|scope| {
+            let call = scope.spawn(|| call(&sandbox, &target, 2));
+            until("a resolver holds it", || (accepted(&sandbox) > before + 0.5).then_some(()));
+            assert!(!call.is_finished(), "nobody is ready");
+            kubectl_in(&sandbox, &["exec", &pod, "--", "rm", "/tmp/unready"]);
+            call.join().unwrap()
+        });
+        assert_eq!(answer.trim(), format!("nginx on {pod}"));
+        sandbox.awake(&target);
+    }
+    assert_eq!(replicas(&sandbox, &target), 1);
+}
+
+/// Calls again and again from a pod until told to end; returns how many calls there were, and what failed.
+fn calls_while(sandbox: &Sandbox, target: &Target, something: impl FnOnce()) -> (usize, Vec<String>) {
+    let url = format!("http://{}/", sandbox.cluster_address(target, 80));
+    let (end, begun) = (format!("/tmp/end-{}", sandbox.namespace), format!("/tmp/begun-{}", sandbox.namespace));
+    let script = format!(
+        "rm -f {end}; while [ ! -e {end} ]; do
+            curl -sS --max-time 60 {url} 2>&1 || echo failed; touch {begun}; sleep 0.02
+        done"
+    );
+    let output = std::thread::scope(|scope| {
+        let calls = scope.spawn(|| from_pod(2, &["sh", "-c", &script]));
+        until("calls", || from_pod(2, &["sh", "-c", &format!("ls {begun} || true")]).contains(&begun).then_some(()));
+        something();
+        from_pod(2, &["touch", &end]);
+        calls.join().unwrap()
+    });
+    let failed = output.lines().filter(|line| !line.starts_with("nginx on web-")).map(str::to_owned).collect();
+    (output.lines().count(), failed)
+}
+
+/// A target at one replica whose pods serve on for some seconds when they are to end, as Kubernetes asks of any.
+fn drains(strategy: &str) -> Target {
+    let mut target = Target::nginx("web");
+    target.container = json!({"lifecycle": {"preStop": {"exec": {"command": ["sleep", "3"]}}}});
+    target.pod = json!({"terminationGracePeriodSeconds": 10});
+    target.strategy = json!({"type": strategy});
+    target
+}
+
+fn rolls_without_a_failed_request(test: &str, strategy: &str) {
+    let (sandbox, target) = (Sandbox::new(test), drains(strategy));
+    sandbox.target(&target);
+    let (calls, failed) = calls_while(&sandbox, &target, || {
+        kubectl_in(&sandbox, &["rollout", "restart", "deployment", &target.name]);
+        kubectl_in(&sandbox, &["rollout", "status", "deployment", &target.name, "--timeout=60s"]);
+        sandbox.awake(&target);
+    });
+    eprintln!("{test}: {calls} calls during the rollout, {} failed", failed.len());
+    assert!(calls > 20 && failed.is_empty(), "{calls} calls, failed: {failed:?}");
+}
+
+#[test]
+fn a_rolling_update_at_one_replica_fails_no_request() {
+    rolls_without_a_failed_request("rolling", "RollingUpdate");
+}
+
+#[test]
+fn an_update_that_recreates_the_only_pod_fails_no_request() {
+    rolls_without_a_failed_request("recreate", "Recreate");
+}
+
+#[test]
+fn scaling_by_hand_to_zero_fails_no_request_of_a_target_that_drains() {
+    let (sandbox, target) = (Sandbox::new("by-hand"), drains("RollingUpdate"));
+    sandbox.target(&target);
+    let (calls, failed) = calls_while(&sandbox, &target, || {
+        for _ in 0..3 {
+            kubectl_in(&sandbox, &["scale", "deployment", &target.name, "--replicas=0"]);
+            until("the target is woken", || (replicas(&sandbox, &target) == 1).then_some(()));
+            sandbox.awake(&target);
+        }
+    });
+    eprintln!("by-hand: {calls} calls while the target was scaled to zero three times, {} failed", failed.len());
+    assert!(calls > 20 && failed.is_empty(), "{calls} calls, failed: {failed:?}");
+}

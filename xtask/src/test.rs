@@ -40,6 +40,12 @@ const REQUIRED: &[&str] = &[
     "fault_5_programs_that_are_detached_are_attached_again_and_nothing_is_lost",
     "fault_6_the_resolver_of_a_node_that_vanishes_leaves_the_slices_and_the_other_node_wakes",
     "fault_7_ten_thousand_connections_of_one_client_disturb_nobody_else",
+    "a_client_is_held_through_the_crashes_of_its_target",
+    "a_target_that_is_scaled_to_zero_in_the_middle_of_a_wake_is_woken_again",
+    "a_target_that_flaps_is_intercepted_while_it_is_not_ready_and_served_while_it_is",
+    "a_rolling_update_at_one_replica_fails_no_request",
+    "an_update_that_recreates_the_only_pod_fails_no_request",
+    "scaling_by_hand_to_zero_fails_no_request_of_a_target_that_drains",
 ];
 
 /// Tests of the cluster that run side by side: they mostly wait, but pods start on the same few cores.

@@ -106,7 +106,9 @@ async fn a_held_connection_wakes_the_target_and_is_answered_and_the_path_is_dire
     let resolver = cluster.resolver(&[&operator]).await;
     sandbox.create(deployment("web", 0)).await;
     sandbox.create(service("web", json!({}))).await;
-    sandbox.create(elasti_service("web", json!({"minTargetReplicas": 3}))).await;
+    sandbox
+        .create(elasti_service("web", json!({"minTargetReplicas": 3, "ports": [{"port": 80, "protocol": "tcp"}]})))
+        .await;
     let elasti = sandbox.until_published("web").await;
 
     let mut client = resolver.dial(interception_port(&elasti, 80)).await;

@@ -105,11 +105,18 @@ pub async fn copy(
 async fn both_ways(mut up: Pump<'_>, mut down: Pump<'_>) -> io::Result<()> {
     tokio::select! {
         done = down.run() => {
+            if done.is_err() && down.refused() {
+                drop(up.run().await);
+            }
             done?;
             // A target that breaks only now is noticed by the next write: the client may still be reading what came.
             up.run().await
         }
         done = up.run() => {
+            if done.is_err() && up.refused() {
+                // A target that answers early and closes has sent its answer before it broke off.
+                drop(down.run().await);
+            }
             done?;
             tokio::select! {
                 biased;

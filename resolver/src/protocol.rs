@@ -51,7 +51,8 @@ fn is_request_line(first: &[u8], said: Protocol) -> bool {
     }
     let Some(rest) = rest else {
         // Cut off within the method, or right after it.
-        return !complete && said == Protocol::Http || !complete && line.ends_with(b" ") && METHODS.contains(&method);
+        let begun = said == Protocol::Http && METHODS.iter().any(|known| known.starts_with(method));
+        return !complete && (begun || line.ends_with(b" ") && METHODS.contains(&method));
     };
     if complete {
         return (rest.ends_with(b" HTTP/1.1") || rest.ends_with(b" HTTP/1.0")) && !is_unfit(first);
@@ -145,6 +146,7 @@ mod tests {
     fn what_is_said_of_the_port_decides_where_bytes_do_not() {
         assert_eq!(spoken(Protocol::Tcp, b"GET / HTTP/1.1\r\n"), Spoken::Bytes);
         assert_eq!(spoken(Protocol::Http, b"G"), Spoken::Http1);
+        assert_eq!(spoken(Protocol::Http, b"ping"), Spoken::Bytes, "whatever the port is called");
         assert_eq!(spoken(Protocol::Http, b"PR"), Spoken::Http2);
         assert_eq!(spoken(Protocol::Http, b"\x16\x03\x01"), Spoken::Bytes, "TLS on a port that is called http");
     }

@@ -40,17 +40,24 @@ pub(super) struct Pump<'a> {
     bulk: bool,
     /// `from` has closed its sending side.
     ended: bool,
+    /// `to` takes nothing any more.
+    refused: bool,
 }
 
 impl<'a> Pump<'a> {
     /// Counts in `moved` what has been written to `to`.
     pub(super) fn new(from: ReadHalf<'a>, to: WriteHalf<'a>, pipes: &'a Pipes, moved: &'a IntCounter) -> Self {
-        Self { from, to, pipes, moved, underway: Underway::Nothing, bulk: false, ended: false }
+        Self { from, to, pipes, moved, underway: Underway::Nothing, bulk: false, ended: false, refused: false }
     }
 
     /// Moves bytes until `from` closes its sending side, and closes that of `to`. May be dropped and called again.
     pub(super) async fn run(&mut self) -> io::Result<()> {
         poll_fn(|cx| self.poll(cx)).await
+    }
+
+    /// Whether it was `to` that broke: what it has sent before that is still to be had.
+    pub(super) fn refused(&self) -> bool {
+        self.refused
     }
 
     /// Waits until `from` is broken. Only for when it has closed its sending side: before, reading shows it.
@@ -61,7 +68,7 @@ impl<'a> Pump<'a> {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.poll_write(cx))?;
+            ready!(self.poll_write(cx)).map_err(|error| self.refuse(error))?;
             if self.ended {
                 return Pin::new(&mut self.to).poll_shutdown(cx);
             }
@@ -125,6 +132,11 @@ impl<'a> Pump<'a> {
         Ok(true)
     }
 
+    fn refuse(&mut self, error: io::Error) -> io::Error {
+        self.refused = true;
+        error
+    }
+
     /// Reads once, and writes as much of it as `to` takes at once.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut chunk = [const { MaybeUninit::uninit() }; CHUNK];
@@ -134,7 +146,7 @@ impl<'a> Pump<'a> {
         self.bulk = chunk.remaining() == 0;
         let mut rest = chunk.filled();
         while !rest.is_empty() {
-            match Pin::new(&mut self.to).poll_write(cx, rest)? {
+            match Pin::new(&mut self.to).poll_write(cx, rest).map_err(|error| self.refuse(error))? {
                 Poll::Ready(now) => {
                     self.moved.inc_by(now as u64);
                     rest = &rest[now..];

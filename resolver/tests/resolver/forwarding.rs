@@ -262,3 +262,25 @@ async fn more_stalled_connections_than_pipes_all_get_through() {
         assert!(received == sent, "{} bytes", received.len());
     }
 }
+
+/// As servers do that refuse a large request before they have read it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_comes_before_the_target_breaks_off_reaches_the_client() {
+    for _ in 0..200 {
+        let Forwarded { client, mut target, forwarding, .. } = Forwarded::new(&Pipes::default()).await;
+        let (mut answer, upload) = client.into_split();
+        let uploading = tokio::spawn(async move {
+            let mut upload = upload;
+            while upload.write_all(&[7; 4096]).await.is_ok() {}
+        });
+        target.read_exact(&mut [0; 1]).await.unwrap();
+        target.write_all(b"too large").await.unwrap();
+        // With unread bytes left, the close is a reset.
+        drop(target);
+        let mut text = Vec::new();
+        drop(soon(answer.read_to_end(&mut text)).await);
+        assert_eq!(String::from_utf8_lossy(&text), "too large");
+        soon(uploading).await.unwrap();
+        soon(forwarding).await.unwrap();
+    }
+}

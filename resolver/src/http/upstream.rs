@@ -3,10 +3,13 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
@@ -34,7 +37,7 @@ enum Sender {
 impl Upstream {
     /// Speaks what the client speaks. The connection lives until this is dropped and its responses have ended.
     pub async fn new(spoken: Spoken, stream: TcpStream, backend: SocketAddr) -> hyper::Result<Self> {
-        let io = TokioIo::new(stream);
+        let io = TargetIo { stream: TokioIo::new(stream), refuses: false };
         let sender = if spoken == Spoken::Http2 {
             let (sender, connection) = http2::Builder::new(TokioExecutor::new()).handshake(io).await?;
             tokio::spawn(async move { told(connection.await) });
@@ -84,6 +87,69 @@ impl Upstream {
         };
         self.used = Instant::now();
         response
+    }
+}
+
+/// A connection to a target. Once the target takes nothing more, whatever is written counts as written: hyper would give the
+/// connection up otherwise, and with it the response of a target that refused a large request before it had read it.
+#[derive(Debug)]
+struct TargetIo {
+    stream: TokioIo<TcpStream>,
+    refuses: bool,
+}
+
+impl TargetIo {
+    fn lenient(&mut self, written: Poll<io::Result<usize>>, whole: usize) -> Poll<io::Result<usize>> {
+        match written {
+            Poll::Ready(Err(error))
+                if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+            {
+                self.refuses = true;
+                Poll::Ready(Ok(whole))
+            }
+            other => other,
+        }
+    }
+}
+
+impl Read for TargetIo {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl Write for TargetIo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.refuses {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.lenient(written, buf.len())
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let whole = bufs.iter().map(|buf| buf.len()).sum();
+        if self.refuses {
+            return Poll::Ready(Ok(whole));
+        }
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.lenient(written, whole)
     }
 }
 

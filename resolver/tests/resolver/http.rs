@@ -518,3 +518,31 @@ async fn a_target_that_should_have_been_encoded_is_passed_on_as_it_is() {
         }
     }
 }
+
+/// As servers do that refuse a large request before they have read it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_comes_before_the_request_is_whole_reaches_the_client() {
+    let zero = Zero::new(HoldPolicy::default()).await;
+    let refusing = backend(|mut stream| async move {
+        head(&mut stream).await.unwrap();
+        let answer = "HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\nconnection: close\r\n\r\n413";
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    })
+    .await;
+    zero.set(&[refusing]);
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let mut client = dial(zero.port).await;
+        clients.spawn(async move {
+            client.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100000000\r\n\r\n").await.unwrap();
+            let (mut answer, mut upload) = client.into_split();
+            let uploading = tokio::spawn(async move { while upload.write_all(&[7; 4096]).await.is_ok() {} });
+            let mut text = Vec::new();
+            drop(soon(answer.read_to_end(&mut text)).await);
+            let text = String::from_utf8_lossy(&text).into_owned();
+            assert!(text.starts_with("HTTP/1.1 413 "), "{text:?}");
+            soon(uploading).await.unwrap();
+        });
+    }
+    clients.join_all().await;
+}

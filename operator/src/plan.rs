@@ -426,6 +426,10 @@ impl Planner<'_> {
             self.memory.descent = None;
             return;
         }
+        if cfg!(feature = "mutant-scale-before-intercept") {
+            self.actions.push(Action::ScaleDown);
+            return;
+        }
         let descent =
             *self.memory.descent.get_or_insert(Descent { started: self.now.instant, settled: None, holding: None });
         if !self.settled(descent) {

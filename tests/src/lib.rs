@@ -10,6 +10,7 @@
 pub mod api;
 pub mod bpf;
 pub mod cluster;
+pub mod cycles;
 pub mod faults;
 pub mod load;
 pub mod netns;

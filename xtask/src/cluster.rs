@@ -43,7 +43,7 @@ pub(crate) enum ProxyMode {
 
 impl ProxyMode {
     /// The name in kube-proxy's configuration.
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Iptables => "iptables",
             Self::Nftables => "nftables",

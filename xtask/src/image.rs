@@ -51,19 +51,19 @@ pub(crate) struct Args {
 /// Makes the archives and pushes the images if asked to.
 pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.push {
-        None => build(&args.tag).map(drop),
+        None => build(&args.tag, &[]).map(drop),
         Some(prefix) => push(prefix, &args.tag),
     }
 }
 
-/// Makes the archives of operator and resolver; their paths.
-pub(crate) fn build(tag: &str) -> Result<Vec<PathBuf>> {
-    make(tag)?.into_iter().map(|(program, image)| write(program, &image, tag)).collect()
+/// Makes the archives of operator and resolver, with features (`PACKAGE/FEATURE`); their paths.
+pub(crate) fn build(tag: &str, features: &[&str]) -> Result<Vec<PathBuf>> {
+    make(tag, features)?.into_iter().map(|(program, image)| write(program, &image, tag)).collect()
 }
 
 #[cfg(feature = "push")]
 fn push(prefix: &str, tag: &str) -> Result<()> {
-    for (program, image) in make(tag)? {
+    for (program, image) in make(tag, &[])? {
         write(program, &image, tag)?;
         push::push(&image, &format!("{prefix}/{}:{tag}", program.name))?;
     }
@@ -81,15 +81,15 @@ fn push(prefix: &str, tag: &str) -> Result<()> {
     )
 }
 
-fn make(tag: &str) -> Result<Vec<(&'static Program, Image)>> {
+fn make(tag: &str, features: &[&str]) -> Result<Vec<(&'static Program, Image)>> {
     check_tag(tag)?;
-    let binaries = compile()?;
+    let binaries = compile(&PROGRAMS.each_ref().map(|program| program.name), features)?;
     PROGRAMS.iter().map(|program| Ok((program, image(program, &binaries.join(program.name))?))).collect()
 }
 
-/// Builds both programs and says where they are. Linked against Debian's static glibc: no other target and no musl need be
+/// Builds packages with features (`PACKAGE/FEATURE`) and says where their programs are. Linked against Debian's static glibc: no other target and no musl need be
 /// installed, and names are resolved without NSS files.
-fn compile() -> Result<PathBuf> {
+pub(crate) fn compile(packages: &[&str], features: &[&str]) -> Result<PathBuf> {
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let root = process::root();
     let cargo_home = std::env::var_os("CARGO_HOME")
@@ -103,7 +103,8 @@ fn compile() -> Result<PathBuf> {
     process::run(
         Command::new("cargo")
             .args(["build", "--release", "--target", &triple])
-            .args(PROGRAMS.iter().map(|program| format!("--package={}", program.name)))
+            .args(packages.iter().map(|package| format!("--package={package}")))
+            .args(features.iter().map(|feature| format!("--features={feature}")))
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
             .env_remove("RUSTFLAGS")
             .current_dir(root),

@@ -12,8 +12,13 @@ const TAG: &str = "dev";
 
 /// Builds and loads the images, applies `config/default` and waits until everything is ready.
 pub(crate) fn install(cluster: &Cluster) -> Result<()> {
+    install_with(cluster, &[])
+}
+
+/// As [`install`], built with features (`PACKAGE/FEATURE`).
+pub(crate) fn install_with(cluster: &Cluster, features: &[&str]) -> Result<()> {
     eprintln!("building the images (some minutes the first time)");
-    let archives = image::build(TAG)?;
+    let archives = image::build(TAG, features)?;
     for archive in archives.iter().chain([&images::targets()?]) {
         cluster.load_image(archive)?;
     }

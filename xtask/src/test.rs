@@ -11,6 +11,8 @@ use anyhow::{Context, Result, bail};
 use crate::cluster::{Cluster, Options, ProxyMode};
 use crate::{install, process};
 
+mod cycles;
+
 /// What must be seen working on the whole cluster, by its number: a test that is missing or ignored fails the run.
 const REQUIRED: &[&str] = &[
     "test_1_http_wakes_from_pods_hosts_and_node_ports",
@@ -63,6 +65,8 @@ pub(crate) struct Args {
     /// Name of the cluster, so that two checkouts can be tested side by side
     #[arg(long)]
     name: Option<String>,
+    #[command(flatten)]
+    cycles: cycles::CyclesArgs,
     /// Run only tests whose name contains this
     filter: Option<String>,
 }
@@ -84,19 +88,21 @@ enum Level {
     Api,
     /// A whole cluster
     Cluster,
+    /// Whole clusters on which Services go to zero and come again under load, 1,000 times; only when it is asked for
+    Cycles,
 }
 
 /// Runs the tests.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    for level in [Level::Unit, Level::Netns, Level::Api, Level::Cluster] {
-        if args.only.is_none_or(|only| only == level) {
-            eprintln!("== tests: {}", format!("{level:?}").to_lowercase());
-            match level {
-                Level::Unit => unit(args)?,
-                Level::Netns => netns(args)?,
-                Level::Api => api(args)?,
-                Level::Cluster => cluster(args)?,
-            }
+    let all = [Level::Unit, Level::Netns, Level::Api, Level::Cluster];
+    for level in args.only.map_or(all.to_vec(), |only| vec![only]) {
+        eprintln!("== tests: {}", format!("{level:?}").to_lowercase());
+        match level {
+            Level::Unit => unit(args)?,
+            Level::Netns => netns(args)?,
+            Level::Api => api(args)?,
+            Level::Cluster => cluster(args)?,
+            Level::Cycles => cycles::run(args)?,
         }
     }
     Ok(())

@@ -40,6 +40,16 @@ pub(super) fn coredns() -> Result<PathBuf> {
     })
 }
 
+/// The archive of `elasti-traffic`, the target and clients of the proof that no request is lost; `program` is linked
+/// statically.
+pub(crate) fn traffic(program: &Path) -> Result<PathBuf> {
+    let built = fs::metadata(program)?.modified()?;
+    cached("docker.io/library/elasti-traffic:dev", &format!("{built:?}"), |root| {
+        fs::copy(program, root.join("elasti-traffic"))?;
+        Ok(r#"["/elasti-traffic"]"#)
+    })
+}
+
 /// The archive of [`TARGETS`].
 pub(crate) fn targets() -> Result<PathBuf> {
     const PACKAGES: &str = "redis-server,redis-tools,nginx-light,openssl,curl,socat,netcat-openbsd,\

@@ -106,6 +106,9 @@ impl<'a> Runner<'a> {
             Way::Idleness => self.down_by_idleness(plan.focus, begun, &mut loads).await,
         };
         self.run.triggers.set_idle(&self.service.name, false);
+        // The window between ready and serve is over in some milliseconds, so more than the burst begins in it.
+        self.until("is ready", |state| state.is_before_serve() || state.is_direct()).await;
+        loads.extend(self.burst(1));
         self.until("is served directly", State::is_direct).await;
         self.pause(1000).await;
         self.stop(&burst);
@@ -142,10 +145,10 @@ impl<'a> Runner<'a> {
             Focus::Draining | Focus::Zero => {
                 self.scale_to_zero().await;
                 self.await_focus(focus, begun).await;
-                self.burst()
+                self.burst(u64::MAX)
             }
             Focus::Before | Focus::BeforeScale | Focus::Patch => {
-                let burst = self.burst();
+                let burst = self.burst(u64::MAX);
                 self.pause(500).await;
                 self.scale_to_zero().await;
                 self.until("is scaled to zero", |state| state.replicas == 0).await;
@@ -158,12 +161,12 @@ impl<'a> Runner<'a> {
     async fn down_by_idleness(&mut self, focus: Focus, begun: Micros, loads: &mut Vec<Running>) -> Vec<Running> {
         self.run.triggers.set_idle(&self.service.name, true);
         let burst = if focus == Focus::Before {
-            let burst = self.burst();
+            let burst = self.burst(u64::MAX);
             self.until("is intercepted", |state| state.intercepting).await;
             burst
         } else {
             self.await_focus(focus, begun).await;
-            self.burst()
+            self.burst(u64::MAX)
         };
         if matches!(focus, Focus::Draining | Focus::Zero) {
             return burst;
@@ -175,10 +178,11 @@ impl<'a> Runner<'a> {
         self.stop(&burst);
         loads.extend(burst);
         self.await_focus(Focus::Zero, begun).await;
-        self.burst()
+        self.burst(u64::MAX)
     }
 
-    /// Waits for a moment within a window; or until that has passed, if a late session has woken the target already.
+    /// Waits for a moment within a window; or until that has passed: a late session has woken the target already, or it was
+    /// scaled before it was intercepted.
     async fn await_focus(&mut self, focus: Focus, begun: Micros) {
         let (what, is, within): (_, fn(&State) -> bool, _) = match focus {
             Focus::Before => ("is served directly", State::is_direct, 0..1),
@@ -189,7 +193,10 @@ impl<'a> Runner<'a> {
             Focus::Zero => ("is at zero", State::is_at_zero, 0..500),
         };
         let watches = &self.run.watches;
-        let over = |state: &State| state.is_direct() && watches.was_at_zero_since(&self.service.name, begun);
+        let over = |state: &State| {
+            let passed = state.is_direct() || matches!(focus, Focus::BeforeScale | Focus::Patch);
+            passed && watches.was_at_zero_since(&self.service.name, begun)
+        };
         self.until(what, |state| is(state) || over(state)).await;
         // Half of them at the first moment, where a step that is out of order would show.
         if focus != Focus::Draining || self.random.bool() {
@@ -210,15 +217,15 @@ impl<'a> Runner<'a> {
         sessions
     }
 
-    /// All kinds from all places: one request of each at once, then 50 a second in all.
-    fn burst(&self) -> Vec<Running> {
+    /// All kinds from all places: one request of each at once, then 50 a second in all, up to `most` of each.
+    fn burst(&self, most: u64) -> Vec<Running> {
         let (kinds, places) = (self.service.kinds(), self.run.clients.places());
         let interval = ARRIVALS * (kinds.len() * places) as u64;
         let mut burst = Vec::new();
         for kind in kinds {
             for place in 0..places {
                 let phase = ARRIVALS * burst.len() as u64;
-                burst.push(self.run.clients.begin(place, &Load { interval, phase, ..self.load(*kind) }));
+                burst.push(self.run.clients.begin(place, &Load { most, interval, phase, ..self.load(*kind) }));
             }
         }
         burst

@@ -138,6 +138,11 @@ impl State {
         self.intercepting && self.replicas == 0 && self.pods == 0
     }
 
+    /// Woken from zero and ready, and still intercepted.
+    pub fn is_before_serve(&self) -> bool {
+        self.intercepting && self.was_at_zero && self.replicas > 0 && self.ready > 0
+    }
+
     fn after(mut self, at: Micros, event: Event) -> Self {
         match event {
             Event::Intercepting(false) | Event::Restored => {

@@ -254,12 +254,16 @@ impl Timeline {
         if forwarded || self.at(request.connecting).intercepted(request.connecting) {
             return Verdict::Failed;
         }
-        let scaled_down_since = self.at(request.connecting).replicas == 0
-            || self
-                .states
-                .iter()
-                .any(|(at, state)| state.replicas == 0 && (request.connecting..=request.ended).contains(at));
-        if scaled_down_since { Verdict::Apart } else { Verdict::Failed }
+        let scaled = self
+            .states
+            .iter()
+            .find(|(at, state)| state.replicas == 0 && (request.connecting..=request.ended).contains(at));
+        let excused = match scaled {
+            // Who scales a target to zero himself and has not intercepted it before is not excused.
+            Some((at, state)) => state.by_hand || state.intercepted.is_some_and(|since| since < *at),
+            None => self.at(request.connecting).replicas == 0,
+        };
+        if excused { Verdict::Apart } else { Verdict::Failed }
     }
 
     /// The times and states, for a report of what went wrong.
@@ -397,12 +401,12 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_is_scaled_before_it_is_intercepted_excuses_nothing_from_then_on() {
+    fn a_target_that_is_scaled_before_it_is_intercepted_excuses_nothing() {
         let mut timeline = up();
         timeline.add(1000 * MS, Event::Replicas(0));
         timeline.add(1020 * MS, Event::Intercepting(true));
         let verdict = |at| timeline.verdict(&request(at, 1500, true), &BTreeSet::new());
-        assert_eq!((verdict(999), verdict(1000)), (Verdict::Apart, Verdict::Failed));
+        assert_eq!((verdict(999), verdict(1000)), (Verdict::Failed, Verdict::Failed));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! ends, whatever a client tries.
 //!
 //! As soon as clients can reach the target directly they are asked to: HTTP/1 with `Connection: close` on a response that
-//! nothing was pipelined behind, HTTP/2 with GOAWAY. Neither loses a request. [`crate::connection`] calls [`serve`].
+//! nothing was pipelined behind, HTTP/2 with GOAWAY once it has sent a request. Neither loses one. [`crate::connection`]
+//! calls [`serve`].
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -21,6 +22,7 @@ use tokio::io::{AsyncWriteExt, Interest, copy_bidirectional};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::balance::Place;
 use crate::connection::{Client, Context};
@@ -30,12 +32,14 @@ use crate::protocol::Spoken;
 use crate::service::Service;
 
 use body::{Answering, Body, During};
+use goaway::{Ask, GoAway};
 use inbox::Inbox;
 use io::ClientIo;
 use upstream::Upstream;
 
 pub mod answer;
 pub mod body;
+pub mod goaway;
 pub mod headers;
 pub mod inbox;
 pub mod io;
@@ -47,6 +51,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// How long idle connections are left to their clients when the resolver is leaving: those that are used meanwhile are
 /// handed over without loss.
 const LEAVE_IDLE: Duration = Duration::from_secs(5);
+
+/// How long a client of HTTP/2 that was asked to connect anew may take to hear of it: what it opens later is refused.
+const HANDOVER_TIME: Duration = Duration::from_secs(3);
 
 /// How long a refused client has to send its requests and to read their answers.
 const REFUSAL_TIME: Duration = Duration::from_secs(2);
@@ -90,24 +97,43 @@ pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Reached, session:
     let upstream = Upstream::new(spoken, target, place.backend()).await.ok();
     // Counted by the request from here on: a connection between two requests is no traffic.
     drop(place);
+    let ask = Ask::default();
     let io = ClientIo::new(stream, bytes, inbox.clone());
     let views = session.service.views();
     let exchange = Exchange { session: session.clone(), spoken, inbox: inbox.clone(), upstream: Mutex::new(upstream) };
     let exchange = Arc::new(exchange);
-    let service = service_fn(move |request| Arc::clone(&exchange).answer(request));
+    let begun = CancellationToken::new();
+    let first = begun.clone();
+    let service = service_fn(move |request| {
+        first.cancel();
+        Arc::clone(&exchange).answer(request)
+    });
+    let leaving_idle = async {
+        context.leaving.cancelled().await;
+        sleep(LEAVE_IDLE).await;
+    };
     let served = async {
         if spoken == Spoken::Http2 {
             let mut views = views;
+            let io = io.with_goaway(GoAway::new(ask.clone()));
             let mut connection = pin!(http2::Builder::new(TokioExecutor::new()).serve_connection(io, service));
-            let direct = async {
+            let handed_over = async {
                 tokio::select! {
                     _ = views.wait_for(|view| view.direct) => {}
                     () = context.leaving.cancelled() => {}
                 }
+                tokio::select! {
+                    () = begun.cancelled() => {}
+                    () = leaving_idle => {}
+                }
             };
             tokio::select! {
                 ended = &mut connection => return ended,
-                () = direct => connection.as_mut().graceful_shutdown(),
+                () = handed_over => ask.send(),
+            }
+            tokio::select! {
+                ended = &mut connection => return ended,
+                () = sleep(HANDOVER_TIME) => connection.as_mut().graceful_shutdown(),
             }
             connection.await
         } else {
@@ -117,13 +143,9 @@ pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Reached, session:
                 .serve_connection(io, service)
                 .with_upgrades();
             let mut connection = pin!(connection);
-            let idle = async {
-                context.leaving.cancelled().await;
-                sleep(LEAVE_IDLE).await;
-            };
             tokio::select! {
                 ended = &mut connection => return ended,
-                () = idle => connection.as_mut().graceful_shutdown(),
+                () = leaving_idle => connection.as_mut().graceful_shutdown(),
             }
             connection.await
         }

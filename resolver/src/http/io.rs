@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
+use super::goaway::GoAway;
 use super::inbox::Inbox;
 use crate::protocol;
 
@@ -40,12 +41,32 @@ pub struct ClientIo {
     closing: Option<Pin<Box<Sleep>>>,
     /// A request that hyper would refuse or change: the client's connection is given back with it.
     unfit: Option<Vec<u8>>,
+    /// Absent for HTTP/1, and where nobody is handed over.
+    goaway: Option<GoAway>,
 }
 
 impl ClientIo {
     /// Counts what passes in `bytes`.
     pub fn new(stream: TcpStream, bytes: IntCounter, inbox: Option<Arc<Inbox>>) -> Self {
-        Self { stream: Some(stream), bytes, inbox, late: None, closing: None, unfit: None }
+        Self { stream: Some(stream), bytes, inbox, late: None, closing: None, unfit: None, goaway: None }
+    }
+
+    /// Puts a GOAWAY between the frames when it is asked for.
+    #[must_use]
+    pub fn with_goaway(mut self, goaway: GoAway) -> Self {
+        self.goaway = Some(goaway);
+        self
+    }
+
+    /// Writes the GOAWAY if it is due.
+    fn poll_goaway(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(due) = self.goaway.as_ref().map(GoAway::due).filter(|due| !due.is_empty()) {
+            let count = ready!(self.stream()?.poll_write(cx, due))?;
+            if let Some(goaway) = &mut self.goaway {
+                goaway.sent(count);
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn stream(&mut self) -> io::Result<Pin<&mut TcpStream>> {
@@ -106,13 +127,12 @@ impl Read for ClientIo {
 }
 
 impl Write for ClientIo {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(self.stream()?.poll_write(cx, buf))?;
-        self.bytes.inc_by(written as u64);
-        Poll::Ready(Ok(written))
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_goaway(cx))?;
         self.stream()?.poll_flush(cx)
     }
 
@@ -150,8 +170,17 @@ impl Write for ClientIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_goaway(cx))?;
         let written = ready!(self.stream()?.poll_write_vectored(cx, bufs))?;
         self.bytes.inc_by(written as u64);
+        if let Some(goaway) = &mut self.goaway {
+            let mut left = written;
+            for buf in bufs {
+                let (wrote, _) = buf.split_at(left.min(buf.len()));
+                goaway.wrote(wrote);
+                left -= wrote.len();
+            }
+        }
         Poll::Ready(Ok(written))
     }
 }

@@ -6,6 +6,7 @@
 mod backend;
 mod connections;
 mod forwarding;
+mod handover;
 mod http;
 mod http2;
 mod limits;

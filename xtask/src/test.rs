@@ -88,13 +88,13 @@ enum Level {
     Api,
     /// A whole cluster
     Cluster,
-    /// Whole clusters on which Services go to zero and come again under load, 1,000 times; only when it is asked for
+    /// Whole clusters on which Services go to zero and come again under load
     Cycles,
 }
 
 /// Runs the tests.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let all = [Level::Unit, Level::Netns, Level::Api, Level::Cluster];
+    let all = [Level::Unit, Level::Netns, Level::Api, Level::Cluster, Level::Cycles];
     for level in args.only.map_or(all.to_vec(), |only| vec![only]) {
         eprintln!("== tests: {}", format!("{level:?}").to_lowercase());
         match level {

@@ -62,9 +62,12 @@ impl fmt::Display for Plan {
 }
 
 impl Plan {
-    /// The plan of a cycle, by its number.
+    /// How many there are.
+    pub const COUNT: usize = 8;
+
+    /// Plan by plan; after the last the first comes again.
     pub fn of(number: usize) -> Self {
-        const PLANS: [Plan; 8] = {
+        const PLANS: [Plan; Plan::COUNT] = {
             use Focus::{Before, BeforeScale, Draining, Patch, Zero};
             use Way::{Hand, Idleness};
             [
@@ -233,7 +236,7 @@ impl<'a> Runner<'a> {
 
     fn load(&self, kind: Kind) -> Load {
         let (messages, pause) = match kind {
-            Kind::NewConnection | Kind::Redis => (1, 0),
+            Kind::NewConnection | Kind::Redis | Kind::Postgres => (1, 0),
             Kind::KeepAlive => (1, 50_000),
             Kind::Grpc | Kind::WebSocket => (5, 100_000),
         };

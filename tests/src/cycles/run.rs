@@ -19,6 +19,9 @@ use crate::cluster::{IMAGE, NODES, Sandbox, get, kubectl, list};
 /// The image of `elasti-traffic`, made by xtask.
 pub const TRAFFIC_IMAGE: &str = "docker.io/library/elasti-traffic:dev";
 
+/// The image of PostgreSQL, made by xtask.
+const POSTGRES_IMAGE: &str = "docker.io/library/elasti-postgres:dev";
+
 /// Seconds of idleness before a target sleeps.
 const COOLDOWN: u32 = 3;
 
@@ -31,6 +34,8 @@ pub enum Program {
     Exits,
     /// Redis, which ends at once too.
     Redis,
+    /// PostgreSQL, which at SIGTERM waits for its sessions and refuses others.
+    Postgres,
 }
 
 impl Program {
@@ -40,11 +45,16 @@ impl Program {
             Self::Drains => "drains",
             Self::Exits => "exits",
             Self::Redis => "redis",
+            Self::Postgres => "postgres",
         }
     }
 
     fn port(self) -> u16 {
-        if self == Self::Redis { 6379 } else { 80 }
+        match self {
+            Self::Drains | Self::Exits => 80,
+            Self::Redis => 6379,
+            Self::Postgres => 5432,
+        }
     }
 
     fn container(self) -> Value {
@@ -58,6 +68,11 @@ impl Program {
                 "name": "target", "image": IMAGE, "imagePullPolicy": "Never",
                 "command": ["redis-server", "--protected-mode", "no", "--bind", "*", "-::*", "--save", ""],
                 "readinessProbe": probe(json!({"tcpSocket": {"port": self.port()}})),
+            }),
+            Self::Postgres => json!({
+                "name": "target", "image": POSTGRES_IMAGE, "imagePullPolicy": "Never",
+                "securityContext": {"runAsUser": 100, "runAsGroup": 100},
+                "readinessProbe": probe(json!({"exec": {"command": ["/usr/lib/postgresql/15/bin/pg_isready"]}})),
             }),
             Self::Drains | Self::Exits => json!({
                 "name": "target", "image": TRAFFIC_IMAGE, "imagePullPolicy": "Never",
@@ -84,7 +99,11 @@ pub struct Service {
 impl Service {
     /// How clients call it.
     pub fn kinds(&self) -> &'static [Kind] {
-        if self.program == Program::Redis { &[Kind::Redis] } else { &Kind::OF_TARGET }
+        match self.program {
+            Program::Drains | Program::Exits => &Kind::OF_TARGET,
+            Program::Redis => &[Kind::Redis],
+            Program::Postgres => &[Kind::Postgres],
+        }
     }
 }
 
@@ -104,7 +123,7 @@ pub struct Run {
 }
 
 /// What each target of a run may do, in turns.
-pub const PROGRAMS: [Program; 3] = [Program::Drains, Program::Exits, Program::Redis];
+pub const PROGRAMS: [Program; 4] = [Program::Drains, Program::Exits, Program::Redis, Program::Postgres];
 
 impl Run {
     /// Sets a run up. `hosts` are the command lines of the clients on hosts.
@@ -166,8 +185,8 @@ impl Run {
     }
 
     /// Goes through so many cycles in all, side by side on all Services; meanwhile each control goes through
-    /// `control_cycles`. `first` shifts which Service begins with which plan, so that runs differ. The report, and that
-    /// of the controls.
+    /// `control_cycles`. Each Service goes through all plans in turns; `first` shifts which one it begins with, so that
+    /// runs differ. The report, and that of the controls.
     pub async fn cycles(
         &self,
         (services, count, first): (&[Service], usize, usize),
@@ -176,8 +195,9 @@ impl Run {
         let (mut report, mut control) = (Report::default(), Report::default());
         let runners = services.iter().enumerate().map(|(number, service)| async move {
             let mut runner = Runner::new(self, service, first + number);
-            for cycle in (number..count).step_by(services.len()) {
-                let plan = Plan::of(first + cycle);
+            let plans = first + number * Plan::COUNT.div_ceil(services.len());
+            for (round, cycle) in (number..count).step_by(services.len()).enumerate() {
+                let plan = Plan::of(plans + round);
                 eprintln!("{}: cycle {cycle}: {plan}", service.name);
                 runner.cycle(plan).await;
             }

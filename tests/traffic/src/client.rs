@@ -18,6 +18,7 @@ use call::{Answer, Caller};
 mod call;
 mod grpc;
 mod http1;
+mod postgres;
 mod redis;
 mod websocket;
 

@@ -30,11 +30,14 @@ pub enum Kind {
     WebSocket,
     /// Redis over a pool of connections that are kept.
     Redis,
+    /// PostgreSQL over a pool of connections that are kept.
+    Postgres,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 5] = [Self::NewConnection, Self::KeepAlive, Self::Grpc, Self::WebSocket, Self::Redis];
+    pub const ALL: [Self; 6] =
+        [Self::NewConnection, Self::KeepAlive, Self::Grpc, Self::WebSocket, Self::Redis, Self::Postgres];
 
     /// The kinds that [`crate::target`] answers.
     pub const OF_TARGET: [Self; 4] = [Self::NewConnection, Self::KeepAlive, Self::Grpc, Self::WebSocket];
@@ -47,6 +50,7 @@ impl Kind {
             Self::Grpc => "gRPC stream",
             Self::WebSocket => "WebSocket",
             Self::Redis => "Redis",
+            Self::Postgres => "PostgreSQL",
         }
     }
 }
@@ -80,7 +84,7 @@ pub struct Load {
     pub interval: Micros,
     /// Microseconds by which all but the first are late, so that loads which begin together do not stay in step.
     pub phase: Micros,
-    /// Messages of a request: of HTTP/1.1 and Redis there is one.
+    /// Messages of a request: streams have several, other requests one.
     pub messages: u32,
     /// Microseconds from message to message, or that the target lets an answer wait.
     pub pause: Micros,

@@ -4,7 +4,8 @@
 //! with `imagePullPolicy: Never` or `IfNotPresent`.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::io::Write;
+use std::os::unix::fs::{chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -20,6 +21,19 @@ const COREDNS: &str = "docker.io/library/elasti-coredns:dev";
 /// Debian's nginx and redis-server with clients for both (curl, redis-cli, openssl, socat, nc) and a shell. nginx answers
 /// `nginx on HOSTNAME` on ports 80 and 443, the latter with the self-signed `/etc/ssl/targets.crt`.
 pub(crate) const TARGETS: &str = "docker.io/library/elasti-targets:dev";
+/// Debian's PostgreSQL 15 with an empty database that trusts everybody; runs as user 100.
+const POSTGRES: &str = "docker.io/library/elasti-postgres:dev";
+/// Files of packages that nobody here reads. LLVM compiles PostgreSQL's large queries, and is larger than all the rest.
+const UNUSED: [&str; 8] = [
+    "/usr/share/doc/*",
+    "/usr/share/locale/*",
+    "/usr/share/man/*",
+    "/usr/share/perl/*",
+    "/usr/lib/*/perl/*",
+    "/usr/lib/*/libLLVM-*",
+    "/usr/lib/*/libz3.so*",
+    "/usr/lib/postgresql/*/lib/bitcode/*",
+];
 
 /// The archive of [`PAUSE`].
 pub(super) fn pause() -> Result<PathBuf> {
@@ -77,22 +91,8 @@ pub(crate) fn targets() -> Result<PathBuf> {
     ];
     const DIRECTORIES: [&str; 8] =
         ["etc/nginx/sites-enabled", "proc", "root", "run", "sys", "var/log/nginx", "var/lib/nginx", "usr/local/bin"];
-    const UNUSED: [&str; 4] = ["usr/share/doc", "usr/share/locale", "usr/share/man", "usr/share/perl"];
     cached(TARGETS, &format!("{PACKAGES} {FILES:?} {LINKS:?} {DIRECTORIES:?} {UNUSED:?}"), |root| {
-        tools::install(&[
-            ("mmdebstrap", "mmdebstrap"),
-            ("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
-        ])?;
-        process::run(
-            Command::new("mmdebstrap")
-                .args(["--variant=extract", "--quiet"])
-                .arg(format!("--include={PACKAGES}"))
-                .arg("bookworm")
-                .arg(root),
-        )?;
-        for path in UNUSED {
-            fs::remove_dir_all(root.join(path)).with_context(|| format!("cannot remove {path}"))?;
-        }
+        unpack(root, PACKAGES)?;
         for path in DIRECTORIES {
             fs::create_dir_all(root.join(path))?;
         }
@@ -113,6 +113,58 @@ pub(crate) fn targets() -> Result<PathBuf> {
         )?;
         Ok("null")
     })
+}
+
+/// The archive of [`POSTGRES`].
+pub(crate) fn postgres() -> Result<PathBuf> {
+    const PACKAGES: &str = "postgresql-15,dash,coreutils,libc-bin";
+    const USERS: &str = "root:x:0:0::/root:/bin/sh\npostgres:x:100:100::/var/lib/postgresql:/bin/sh\n";
+    const GROUPS: &str = "root:x:0:\npostgres:x:100:\n";
+    const SETTINGS: &str = "jit = off\nlisten_addresses = '*'\nmax_connections = 500\n";
+    const ANYBODY: &str = "host all all all trust\n";
+    cached(POSTGRES, &format!("{PACKAGES} {UNUSED:?} {USERS} {GROUPS} {SETTINGS} {ANYBODY}"), |root| {
+        unpack(root, PACKAGES)?;
+        fs::write(root.join("etc/passwd"), USERS)?;
+        fs::write(root.join("etc/group"), GROUPS)?;
+        for path in ["dev", "proc", "run/postgresql", "sys", "tmp", "var/lib/postgresql"] {
+            fs::create_dir_all(root.join(path))?;
+        }
+        for path in ["run/postgresql", "var/lib/postgresql"] {
+            chown(root.join(path), Some(100), Some(100))?;
+        }
+        process::output(
+            Command::new("chroot")
+                .arg("--userspec=100:100")
+                .arg(root)
+                .args(["/usr/lib/postgresql/15/bin/initdb", "--pgdata=/var/lib/postgresql/data", "--auth=trust"])
+                .args(["--locale=C", "--encoding=UTF8", "--no-sync"]),
+        )?;
+        let data = root.join("var/lib/postgresql/data");
+        append(&data.join("postgresql.conf"), SETTINGS)?;
+        append(&data.join("pg_hba.conf"), ANYBODY)?;
+        Ok(r#"["/usr/lib/postgresql/15/bin/postgres", "-D", "/var/lib/postgresql/data"]"#)
+    })
+}
+
+/// Unpacks Debian packages and what they depend on, without what is [`UNUSED`].
+fn unpack(root: &Path, packages: &str) -> Result<()> {
+    tools::install(&[
+        ("mmdebstrap", "mmdebstrap"),
+        ("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
+    ])?;
+    process::run(
+        Command::new("mmdebstrap")
+            .args(["--variant=extract", "--quiet"])
+            .args(UNUSED.map(|path| format!("--dpkgopt=path-exclude={path}")))
+            .arg(format!("--include={packages}"))
+            .arg("bookworm")
+            .arg(root),
+    )
+}
+
+fn append(path: &Path, text: &str) -> Result<()> {
+    let mut file = fs::OpenOptions::new().append(true).open(path)?;
+    file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The archive of an image; `fill` puts its files into an empty directory and returns the entry point as JSON.

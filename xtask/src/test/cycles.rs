@@ -22,10 +22,10 @@ const MUTANT: &str = "elasti-operator/mutant-scale-before-intercept";
 /// Options of the level.
 #[derive(clap::Args)]
 pub(super) struct CyclesArgs {
-    /// Cycles in all, of the level `cycles`
+    /// Cycles in all, of the level `cycles`; 1,000 if it is run alone, else 20
     #[arg(long, value_name = "N")]
     cycles: Option<usize>,
-    /// Services side by side, of the level `cycles`
+    /// Services side by side, of the level `cycles`; 8 if it is run alone, else 4
     #[arg(long, value_name = "N")]
     services: Option<usize>,
     /// Run the level `cycles` with kube-proxy in one mode only
@@ -42,8 +42,9 @@ pub(super) struct CyclesArgs {
 /// Runs the level.
 pub(super) fn run(args: &Args) -> Result<()> {
     let mutant = args.cycles.mutant;
-    let cycles = args.cycles.cycles.unwrap_or(if mutant { 20 } else { 1000 });
-    let services = args.cycles.services.unwrap_or(if mutant { 3 } else { 8 });
+    let long = args.only.is_some() && !mutant;
+    let cycles = args.cycles.cycles.unwrap_or(if long { 1000 } else { 20 });
+    let services = args.cycles.services.unwrap_or(if long { 8 } else { 4 });
     let modes = args.cycles.kube_proxy.map_or(vec![ProxyMode::Iptables, ProxyMode::Nftables], |mode| vec![mode]);
     let each = cycles.div_ceil(modes.len());
     let directory = process::target().join("cycles");
@@ -100,6 +101,7 @@ impl Half<'_> {
         with_cluster(args, &options, |cluster| {
             install::install_with(cluster, if args.cycles.mutant { &[MUTANT] } else { &[] })?;
             cluster.load_image(&images::traffic(&traffic)?)?;
+            cluster.load_image(&images::postgres()?)?;
             for test in &tests {
                 let mut command = cluster.command_in_node(1, test)?;
                 command.args(&args.filter).arg("--nocapture");

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use http::HeaderMap;
 use tokio::net::TcpStream;
 
-use super::{grpc, http1, redis, websocket};
+use super::{grpc, http1, postgres, redis, websocket};
 use crate::record::{Kind, Load, Micros, now};
 use crate::target::PEER;
 
@@ -46,6 +46,7 @@ pub(super) enum Caller {
     Grpc(grpc::Caller),
     WebSocket(Load),
     Redis(redis::Caller),
+    Postgres(postgres::Caller),
 }
 
 impl Caller {
@@ -55,6 +56,7 @@ impl Caller {
             Kind::Grpc => Self::Grpc(grpc::Caller::new(load)),
             Kind::WebSocket => Self::WebSocket(load.clone()),
             Kind::Redis => Self::Redis(redis::Caller::new(load)),
+            Kind::Postgres => Self::Postgres(postgres::Caller::new(load)),
         }
     }
 
@@ -65,6 +67,7 @@ impl Caller {
             Self::Grpc(caller) => caller.call(text, answer).await,
             Self::WebSocket(load) => websocket::call(load, text, answer).await,
             Self::Redis(caller) => caller.call(text, answer).await,
+            Self::Postgres(caller) => caller.call(text, answer).await,
         }
     }
 }

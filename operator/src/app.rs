@@ -226,7 +226,8 @@ async fn follow_leadership(
     loop {
         let state = *leadership.borrow_and_update();
         // Renewals are no news.
-        if told.replace((state.leader, state.epoch)) != Some((state.leader, state.epoch)) {
+        let news = (state.leader, state.epoch, state.holder_silent);
+        if told.replace(news) != Some(news) {
             publication.set_leader(state.leader, state.epoch);
             metrics.leader.set(state.leader.into());
             controller.look_at_all();

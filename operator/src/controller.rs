@@ -163,6 +163,7 @@ impl Controller {
             triggers: state.answers.get(uid).cloned(),
             diagnosis: state.diagnoses.get(uid).cloned(),
             leading_since: leadership.leader.then_some(leadership.since),
+            holder_silent: leadership.holder_silent,
         };
         let memory = state.memories.get(uid).cloned().unwrap_or_default();
         let decided = plan(&observed, &memory, &self.parts.settings, now);

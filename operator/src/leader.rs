@@ -21,8 +21,18 @@ pub const LEASE_DURATION: Duration = Duration::from_secs(15);
 /// request that the API server carries out after its sender has given it up.
 pub const CERTAIN: Duration = Duration::from_secs(10);
 
-/// How often the Lease is read, and renewed by its holder; client-go's default: four renewals may fail in a row.
+/// How often the Lease is renewed by its holder; client-go's default: four renewals may fail in a row.
 const RETRY: Duration = Duration::from_secs(2);
+
+/// How often others read it, so that they soon see a holder fall silent.
+const FOLLOW: Duration = Duration::from_millis(500);
+
+/// A holder that has not renewed for so long is silent: a renewal is late by what it takes to see it, [`FOLLOW`], and as
+/// much again for the requests.
+const SILENT: Duration = Duration::from_secs(3);
+
+/// A replica that has just begun to follow does not judge: whoever is to be heard by it is still connecting.
+const FOLLOWER_GRACE: Duration = Duration::from_secs(5);
 
 /// How long one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
@@ -38,11 +48,14 @@ pub struct LeaderState {
     pub since: Instant,
     /// The hold is certain until then, and lost after it unless it is renewed; in the past when it is not held.
     pub valid_until: Instant,
+    /// Another replica holds the Lease and does not renew it: it may be gone together with its node. That entitles to
+    /// nothing that a late holder could not live with.
+    pub holder_silent: bool,
 }
 
 impl LeaderState {
     fn follower(epoch: u64, now: Instant) -> Self {
-        Self { leader: false, epoch, since: now, valid_until: now }
+        Self { leader: false, epoch, since: now, valid_until: now, holder_silent: false }
     }
 }
 
@@ -101,6 +114,14 @@ impl Seen {
                 }
             },
         }
+    }
+}
+
+impl Seen {
+    /// Whether the hold, just read, has not been renewed; `following` is since when this replica follows.
+    fn holder_silent(&self, following: Instant, now: Instant) -> bool {
+        let silence = self.foreign.as_ref().map(|(_, since)| now.duration_since(*since));
+        silence >= Some(SILENT) && now.duration_since(following) >= FOLLOWER_GRACE
     }
 }
 
@@ -171,8 +192,8 @@ impl Election {
 
     /// Until the next round; a hold that nobody renews ends meanwhile.
     async fn wait(&self, end: &CancellationToken) {
-        let next = tokio::time::Instant::now() + RETRY;
         let LeaderState { leader, valid_until, .. } = *self.state.borrow();
+        let next = tokio::time::Instant::now() + if leader { RETRY } else { FOLLOW };
         let until = if leader { next.min(valid_until.into()) } else { next };
         end.run_until_cancelled(tokio::time::sleep_until(until)).await;
         if leader && Instant::now() >= valid_until {
@@ -191,7 +212,13 @@ impl Election {
             self.follow("the Lease was taken away");
         }
         let lease = match step {
-            Step::Wait => return Ok(()),
+            Step::Wait => {
+                self.state.send_if_modified(|state| {
+                    let silent = self.seen.holder_silent(state.since, asked);
+                    std::mem::replace(&mut state.holder_silent, silent) != silent
+                });
+                return Ok(());
+            }
             Step::Renew => self.held(found, spec.as_ref(), false),
             Step::Create | Step::Take => self.held(found, spec.as_ref(), true),
         };
@@ -231,7 +258,13 @@ impl Election {
         let (epoch, before) = (self.seen.epoch, *self.state.borrow());
         let anew = !before.leader || before.epoch != epoch;
         let since = if anew { Instant::now() } else { before.since };
-        self.state.send_replace(LeaderState { leader: true, epoch, since, valid_until: asked + CERTAIN });
+        self.state.send_replace(LeaderState {
+            leader: true,
+            epoch,
+            since,
+            valid_until: asked + CERTAIN,
+            holder_silent: false,
+        });
         if anew {
             tracing::info!(lease = self.name, epoch, "leading");
         }

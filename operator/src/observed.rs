@@ -231,6 +231,8 @@ pub struct Observed<'a> {
     pub diagnosis: Option<Diagnosis>,
     /// Since when this replica holds the Lease; `None` when another one does.
     pub leading_since: Option<Instant>,
+    /// Another replica holds the Lease and has not renewed it for some seconds.
+    pub holder_silent: bool,
 }
 
 impl Observed<'_> {

@@ -567,6 +567,10 @@ impl Planner<'_> {
             self.observed.slices.iter().filter(|slice| slice.service == self.observed.elasti.spec.service).collect();
         // A replica without the Lease publishes what is missing and leaves the rest to its holder.
         if !self.leads() && !own.is_empty() {
+            if self.observed.holder_silent {
+                let thinned = slices::without_silent(&own, &self.observed.resolvers);
+                self.actions.extend(thinned.into_iter().map(Action::ApplySlice));
+            }
             return;
         }
         let keeps_all = self.age(self.observed.leading_since).is_some_and(|age| age < LEADER_GRACE);

@@ -69,6 +69,19 @@ pub fn desired(observed: &Observed<'_>, service: &ServiceObserved, limit: usize)
         .collect()
 }
 
+/// The slices that change when resolvers which are not connected leave them. The last ones stay, for an empty slice is a
+/// refused connection for sure.
+pub fn without_silent(slices: &[&ResolverSlice], resolvers: &[ResolverObserved]) -> Vec<ResolverSlice> {
+    let connected =
+        |endpoint: &ResolverEndpoint| resolvers.iter().any(|resolver| resolver.addresses.contains(&endpoint.address));
+    let thinned = |slice: &ResolverSlice| {
+        let endpoints: Vec<_> = slice.endpoints.iter().filter(|endpoint| connected(endpoint)).cloned().collect();
+        let changes = !endpoints.is_empty() && endpoints != slice.endpoints;
+        changes.then(|| ResolverSlice { endpoints, ..slice.clone() })
+    };
+    slices.iter().filter_map(|slice| thinned(slice)).collect()
+}
+
 fn slice_ports(service: &ServiceObserved, intercepted: &[InterceptedPort]) -> Vec<SlicePort> {
     service
         .ports

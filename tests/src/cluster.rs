@@ -115,6 +115,23 @@ impl Sandbox {
         self.awake(target);
     }
 
+    /// A trigger that always calls its target idle.
+    pub fn idle_trigger(&self) -> Value {
+        // Answers every query with 1: Prometheus was up, and the value is below the threshold.
+        let answer = r#"{"status":"success","data":{"resultType":"vector","result":[{"metric":{},"value":[0,"1"]}]}}"#;
+        let stub = format!(
+            "echo 'user www-data; daemon off; events {{}} http {{ server {{ listen 9090; location / {{ return 200 '\"'\"'{answer}'\"'\"'; }} }} }}' > /tmp/c; exec nginx -c /tmp/c"
+        );
+        let mut prometheus = Target::nginx("prometheus");
+        prometheus.command = vec!["sh".into(), "-c".into(), stub];
+        prometheus.ports = vec![9090];
+        self.target(&prometheus);
+        let address = self.cluster_address(&prometheus, 9090);
+        json!({"type": "prometheus", "metadata": {
+            "serverAddress": format!("http://{address}"), "query": "requests", "threshold": "2",
+        }})
+    }
+
     /// Waits until the target serves directly.
     pub fn awake(&self, target: &Target) {
         until("the target serves", || {
@@ -199,6 +216,7 @@ impl Drop for Sandbox {
 }
 
 /// A target: one container of [`IMAGE`].
+#[derive(Clone, Debug)]
 pub struct Target {
     /// Name of the Deployment, the Service and the ElastiService.
     pub name: String,

@@ -46,6 +46,15 @@ impl Process {
         })
     }
 
+    /// Those of all pods of a node, numbered from 1.
+    fn of_pods(node: usize) -> Vec<Self> {
+        let cgroup = format!("/{}/", namespaces()[node - 1]);
+        let cgroups = |id: u32| std::fs::read_to_string(format!("/proc/{id}/cgroup")).unwrap_or_default();
+        let all = std::fs::read_dir("/proc").expect("/proc is readable").flatten();
+        let all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        all.filter(|id| cgroups(*id).contains(&cgroup) && cgroups(*id).contains("/kubepods")).map(Self).collect()
+    }
+
     /// Sends it a signal.
     pub fn signal(self, signal: &str) {
         let status = Command::new("kill").args([&format!("-{signal}"), &self.0.to_string()]).status();
@@ -98,8 +107,8 @@ impl Drop for Stopped {
     }
 }
 
-/// A node that is cut off and whose processes stand still, pods included, until this is dropped: to the others it is
-/// switched off.
+/// A node that is cut off and whose processes stand still until this is dropped: to the others it is switched off. When it
+/// comes back its pods are dead, as after a reboot.
 pub struct Vanished(usize);
 
 impl Vanished {
@@ -137,6 +146,9 @@ impl Default for Vanished {
 
 impl Drop for Vanished {
     fn drop(&mut self) {
+        for process in Process::of_pods(self.0) {
+            process.signal("KILL");
+        }
         std::fs::write(cgroup_of_node(self.0).join("cgroup.freeze"), "0").expect("a node can be thawed");
         self.nft("delete table inet vanished");
     }
@@ -157,6 +169,24 @@ pub fn leader() -> Value {
         let holder = lease["spec"]["holderIdentity"].as_str()?.to_owned();
         get(namespace, "pod", &holder)
     })
+}
+
+/// Sees to it that the operator's leader is on a node, numbered from 1, and the other replica on the other.
+pub fn lead_from(node: usize) {
+    let namespace = elasti_api::names::NAMESPACE;
+    until("the leader is where it shall be", || {
+        installation_is_ready();
+        let pods = list(namespace, "pods", "app.kubernetes.io/name=elasti-operator");
+        let [one, other] = &pods[..] else { return None };
+        let leader = leader();
+        let spread = one["spec"]["nodeName"] != other["spec"]["nodeName"];
+        if spread && leader["spec"]["nodeName"] == crate::cluster::NODES[node - 1] {
+            return Some(());
+        }
+        // The other one leads then; what replaces it is put where there is none.
+        kubectl(&["-n", namespace, "delete", "pod", leader["metadata"]["name"].as_str()?, "--ignore-not-found"]);
+        None
+    });
 }
 
 /// Waits until all of the installation is ready. For resolvers `kubectl rollout status` would also wait until those that

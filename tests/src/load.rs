@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use crate::cluster::{HTTP, PATIENCE, Sandbox, Target, from_host, kubectl, metric, until};
 
 /// How many connections are held, and how many are in flight, while a fault happens.
@@ -117,7 +119,13 @@ pub struct InFlight<'a> {
 impl<'a> InFlight<'a> {
     /// Wakes a slow target by as many connections as there shall be.
     pub fn start(sandbox: &'a Sandbox) -> Self {
+        Self::of(sandbox, Value::Null)
+    }
+
+    /// The same of a target whose ElastiService says this too.
+    pub fn of(sandbox: &'a Sandbox, spec: Value) -> Self {
         let mut target = Target::greeter("slow");
+        target.spec = spec;
         let script = "SYSTEM:read line; until [ -e /tmp/go ]; do sleep 1; done; echo answered";
         target.command = ["socat", "TCP6-LISTEN:2525,ipv6only=0,fork,reuseaddr", script].map(str::to_owned).to_vec();
         sandbox.target(&target);

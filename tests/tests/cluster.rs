@@ -342,22 +342,7 @@ fn a_target_that_was_at_zero_before_its_elasti_service_is_intercepted() {
 #[test]
 fn an_idle_target_is_put_to_sleep_by_its_prometheus_trigger() {
     let (sandbox, mut target) = (Sandbox::new("idle"), Target::nginx("web"));
-    // Answers every query with 1: Prometheus was up, and the value is below the threshold.
-    let answer = r#"{"status":"success","data":{"resultType":"vector","result":[{"metric":{},"value":[0,"1"]}]}}"#;
-    let stub = format!(
-        "echo 'user www-data; daemon off; events {{}} http {{ server {{ listen 9090; location / {{ return 200 '\"'\"'{answer}'\"'\"'; }} }} }}' > /tmp/c; exec nginx -c /tmp/c"
-    );
-    let mut prometheus = Target::nginx("prometheus");
-    prometheus.command = vec!["sh".into(), "-c".into(), stub];
-    prometheus.ports = vec![9090];
-    sandbox.target(&prometheus);
-    let address = sandbox.cluster_address(&prometheus, 9090);
-    target.spec = json!({
-        "cooldownPeriod": 5,
-        "triggers": [{"type": "prometheus", "metadata": {
-            "serverAddress": format!("http://{address}"), "query": "requests", "threshold": "2",
-        }}],
-    });
+    target.spec = json!({"cooldownPeriod": 5, "triggers": [sandbox.idle_trigger()]});
     sandbox.target(&target);
     sandbox.asleep(&target);
     let address = sandbox.cluster_address(&target, 80);

@@ -41,6 +41,7 @@ const REQUIRED: &[&str] = &[
     "fault_4_without_the_api_server_connections_are_held_and_answered_when_it_is_back",
     "fault_5_programs_that_are_detached_are_attached_again_and_nothing_is_lost",
     "fault_6_the_resolver_of_a_node_that_vanishes_leaves_the_slices_and_the_other_node_wakes",
+    "fault_6_the_resolver_of_a_node_that_vanishes_with_the_leader_leaves_the_slices_too",
     "fault_7_ten_thousand_connections_of_one_client_disturb_nobody_else",
     "a_client_is_held_through_the_crashes_of_its_target",
     "a_target_that_is_scaled_to_zero_in_the_middle_of_a_wake_is_woken_again",

@@ -26,6 +26,18 @@ fn a_foreign_hold_is_taken_only_after_its_whole_duration_without_a_change() {
 }
 
 #[test]
+fn a_holder_is_silent_when_it_has_not_renewed_for_seconds() {
+    let (mut seen, start) = (Seen::default(), Instant::now());
+    let after = |seconds| start + Duration::from_secs(seconds);
+    seen.step(Some(&held_by("other", 1)), ME, false, start);
+    assert!(!seen.holder_silent(start, after(4)), "whoever has just begun does not judge");
+    assert!(seen.holder_silent(start, after(5)));
+    seen.step(Some(&held_by("other", 2)), ME, false, after(6));
+    assert!(!seen.holder_silent(start, after(8)));
+    assert!(seen.holder_silent(start, after(9)));
+}
+
+#[test]
 fn a_free_lease_is_taken_and_the_own_one_renewed() {
     let (mut seen, now) = (Seen::default(), Instant::now());
     assert_eq!(seen.step(None, ME, false, now), Step::Create);

@@ -33,6 +33,7 @@ struct World {
     triggers: Option<TriggersObserved>,
     taken_by: Option<String>,
     leading_since: Option<Instant>,
+    holder_silent: bool,
     memory: Memory,
     /// A scale-down that was given up and may still be carried out: of which version of the target, and since when.
     in_flight: Option<(u64, Instant)>,
@@ -81,6 +82,7 @@ impl World {
             triggers: None,
             taken_by: None,
             leading_since: start.checked_sub(Duration::from_hours(1)),
+            holder_silent: false,
             memory: Memory::default(),
             in_flight: None,
             start,
@@ -169,6 +171,7 @@ impl World {
             triggers: self.triggers.clone(),
             diagnosis: None,
             leading_since: self.leading_since,
+            holder_silent: self.holder_silent,
         };
         let plan = plan(&observed, &self.memory, &SETTINGS, self.now());
         self.memory = plan.memory.clone();
@@ -508,6 +511,24 @@ fn a_replica_without_the_lease_wakes_when_its_holder_does_not() {
     assert!(plan.again.is_some_and(|again| again <= FOLLOWER_PATIENCE));
     world.pass(FOLLOWER_PATIENCE);
     assert!(scales_up(&world.plan().actions));
+}
+
+#[test]
+fn a_resolver_that_is_gone_leaves_the_slices_though_the_leader_is_gone_with_it() {
+    let mut world = World::asleep();
+    assert_eq!(world.slices[0].endpoints.len(), 2);
+    world.leading_since = None;
+    let gone = world.resolvers.pop().unwrap();
+    world.settle();
+    assert_eq!(world.slices[0].endpoints.len(), 2, "that is the holder's to do");
+    world.holder_silent = true;
+    world.settle();
+    let left = |world: &World| world.slices[0].endpoints.iter().map(|endpoint| endpoint.address).collect::<Vec<_>>();
+    assert_eq!(left(&world), world.resolvers[0].addresses);
+    assert_ne!(left(&world), gone.addresses);
+    world.resolvers.clear();
+    world.settle();
+    assert_eq!(left(&world).len(), 1, "the last one stays");
 }
 
 #[test]

@@ -72,7 +72,7 @@ impl Program {
             Self::Postgres => json!({
                 "name": "target", "image": POSTGRES_IMAGE, "imagePullPolicy": "Never",
                 "securityContext": {"runAsUser": 100, "runAsGroup": 100},
-                "readinessProbe": probe(json!({"exec": {"command": ["/usr/lib/postgresql/15/bin/pg_isready"]}})),
+                "readinessProbe": probe(json!({"exec": {"command": ["/usr/lib/postgresql/15/bin/pg_isready", "-h", "127.0.0.1"]}})),
             }),
             Self::Drains | Self::Exits => json!({
                 "name": "target", "image": TRAFFIC_IMAGE, "imagePullPolicy": "Never",

@@ -120,18 +120,17 @@ pub(crate) fn postgres() -> Result<PathBuf> {
     const PACKAGES: &str = "postgresql-15,dash,coreutils,libc-bin";
     const USERS: &str = "root:x:0:0::/root:/bin/sh\npostgres:x:100:100::/var/lib/postgresql:/bin/sh\n";
     const GROUPS: &str = "root:x:0:\npostgres:x:100:\n";
-    const SETTINGS: &str = "jit = off\nlisten_addresses = '*'\nmax_connections = 500\n";
+    const SETTINGS: &str =
+        "jit = off\nlisten_addresses = '*'\nunix_socket_directories = '/tmp'\nmax_connections = 500\n";
     const ANYBODY: &str = "host all all all trust\n";
     cached(POSTGRES, &format!("{PACKAGES} {UNUSED:?} {USERS} {GROUPS} {SETTINGS} {ANYBODY}"), |root| {
         unpack(root, PACKAGES)?;
         fs::write(root.join("etc/passwd"), USERS)?;
         fs::write(root.join("etc/group"), GROUPS)?;
-        for path in ["dev", "proc", "run/postgresql", "sys", "tmp", "var/lib/postgresql"] {
+        for path in ["dev", "proc", "sys", "tmp", "var/lib/postgresql"] {
             fs::create_dir_all(root.join(path))?;
         }
-        for path in ["run/postgresql", "var/lib/postgresql"] {
-            chown(root.join(path), Some(100), Some(100))?;
-        }
+        chown(root.join("var/lib/postgresql"), Some(100), Some(100))?;
         process::output(
             Command::new("chroot")
                 .arg("--userspec=100:100")

@@ -50,12 +50,21 @@ pub enum Closed {
     Removed,
     /// The resolver ends.
     Shutdown,
+    /// What the client sent is no HTTP that can be passed on, or it took too long for one head.
+    Malformed,
 }
 
 impl Closed {
     /// All reasons.
-    pub const ALL: [Self; 6] =
-        [Self::Timeout, Self::DialFailed, Self::Limit, Self::ClientLeft, Self::Removed, Self::Shutdown];
+    pub const ALL: [Self; 7] = [
+        Self::Timeout,
+        Self::DialFailed,
+        Self::Limit,
+        Self::ClientLeft,
+        Self::Removed,
+        Self::Shutdown,
+        Self::Malformed,
+    ];
 
     /// The spelling in metrics and logs.
     pub fn as_str(self) -> &'static str {
@@ -66,6 +75,7 @@ impl Closed {
             Self::ClientLeft => "client_left",
             Self::Removed => "removed",
             Self::Shutdown => "shutdown",
+            Self::Malformed => "malformed",
         }
     }
 }

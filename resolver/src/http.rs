@@ -7,6 +7,7 @@
 //! calls [`serve`].
 
 use std::convert::Infallible;
+use std::error::Error as _;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -152,10 +153,23 @@ pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Reached, session:
     };
     if let Some(Err(error)) = context.ended.run_until_cancelled(served).await {
         tracing::debug!(%error, "a client's connection broke");
+        if is_malformed(&error) {
+            session.service.close(Closed::Malformed);
+        }
     }
     if let Some((stream, unread)) = inbox.and_then(|inbox| inbox.take_back()) {
         forward_bytes(&session, stream, &unread).await;
     }
+}
+
+/// Whether a connection was given up because of what the client sent, or did not send.
+fn is_malformed(error: &hyper::Error) -> bool {
+    let source = error.source();
+    let late = source.and_then(|source| source.downcast_ref::<std::io::Error>());
+    let unframed = source.and_then(|source| source.downcast_ref::<h2::Error>());
+    error.is_parse()
+        || late.is_some_and(|error| error.kind() == std::io::ErrorKind::TimedOut)
+        || unframed.is_some_and(|error| error.is_library() && error.reason() != Some(h2::Reason::NO_ERROR))
 }
 
 /// Forwards the rest of a connection as bytes, of which `unread` come first: hyper would not pass them on as they are.

@@ -288,6 +288,7 @@ impl World {
                 Fate::Closed(Closed::ClientLeft) => assert!(connection.left.is_cancelled()),
                 Fate::Closed(Closed::Removed) => assert!(connection.removed),
                 Fate::Closed(Closed::Shutdown) => assert!(self.ended.is_cancelled()),
+                Fate::Closed(Closed::Malformed) => unreachable!("holding looks at nothing that is sent"),
                 // Judged at its moment.
                 Fate::Closed(Closed::Limit) | Fate::Forwarded(_) | Fate::Finished => {}
             }

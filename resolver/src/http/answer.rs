@@ -26,6 +26,7 @@ pub fn answer(reason: Closed, service: &str, grpc: bool) -> Response<Body> {
         Closed::Limit => "as many connections wait for its target as may",
         Closed::ClientLeft => "the client has left",
         Closed::Removed => "it is not intercepted any more; connect again",
+        Closed::Malformed => "the request is malformed",
         Closed::Shutdown => "the resolver is shutting down; connect again",
     };
     let message = format!("elasti: {service}: {cause}");

@@ -108,6 +108,19 @@ async fn a_stream_that_crosses_the_goaway_is_answered() {
 }
 
 #[tokio::test]
+async fn what_is_no_frame_ends_the_connection_and_is_counted() {
+    let (port, target) = (free_port(), target().await);
+    let world = World::new(vec![state("a", 1, port, &[target])]).await;
+    world.operator.hears_listening("a", 1).await;
+    let mut client = Raw::connect(port).await;
+    // A stream that the client may not open, RFC 9113, section 5.1.1.
+    client.write(HEADERS, END, 2, &REQUEST).await;
+    let goaway = client.next(GOAWAY).await;
+    assert_ne!(goaway.payload[4..8], [0; 4], "an error");
+    world.metric_is("elasti_resolver_closed_connections_total", "reason=\"malformed\"", 1.0).await;
+}
+
+#[tokio::test]
 async fn a_new_connection_is_not_handed_over_before_its_first_request() {
     let (port, target) = (free_port(), target().await);
     let world = World::new(vec![ServiceState { mode: Mode::Serve, ..state("a", 1, port, &[target]) }]).await;

@@ -418,6 +418,7 @@ async fn no_target_sees_a_request_that_a_client_smuggled() {
         assert!(answer.starts_with("HTTP/1.1 400 "), "{framing}: {answer}");
         assert_eq!(soon(client.read(&mut [0])).await.unwrap(), 0, "{framing}");
     }
+    zero.world.metric_is("elasti_resolver_closed_connections_total", "reason=\"malformed\"", 8.0).await;
     // Two lengths that are allowed together (RFC 9112, section 6.3): the chunks count, and the target is told so alone.
     let mut client = dial(zero.port).await;
     let both = "POST /both HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n0\r\n\r\n";

@@ -12,9 +12,11 @@ use elasti_api::v1alpha1::ElastiService;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
+use crate::autoscaler::{self, AutoscalerObserved, AutoscalerState, Pause};
 use crate::observed::{DrainingEndpoint, ObjectKey, ResolverSlice, ServiceObserved, TargetObserved, TargetState};
 use crate::target::Kind;
 
+mod autoscalers;
 mod project;
 pub mod watch;
 
@@ -46,6 +48,7 @@ struct Tables {
     /// Slices of ours and the UID of the ElastiService that they belong to, by slice.
     own_slices: HashMap<ObjectKey, (String, ResolverSlice)>,
     own_slices_by_uid: HashMap<String, BTreeSet<ObjectKey>>,
+    autoscalers: autoscalers::Autoscalers,
 }
 
 /// Everything that the caches know about one ElastiService.
@@ -60,6 +63,10 @@ pub struct Snapshot {
     pub private: Option<ServiceObserved>,
     /// See [`crate::observed::Observed`].
     pub target: TargetState,
+    /// See [`crate::observed::Observed`].
+    pub autoscaler: AutoscalerState,
+    /// See [`crate::observed::Observed`].
+    pub stale_pauses: Vec<AutoscalerObserved>,
     /// See [`crate::observed::Observed`].
     pub backends: BTreeMap<u16, Vec<SocketAddr>>,
     /// See [`crate::observed::Observed`].
@@ -132,6 +139,8 @@ impl Caches {
                 .filter(|private| private.owner_uid.as_deref() == Some(uid))
                 .cloned(),
             target: tables.target(&elasti),
+            autoscaler: tables.autoscaler(key, &elasti),
+            stale_pauses: tables.autoscalers.stale_pauses(uid, autoscalers::reference(key, &elasti).as_ref()),
             slices: tables
                 .own_slices_by_uid
                 .get(uid)
@@ -162,6 +171,7 @@ impl Caches {
         if let Some(target) = target {
             tables.by_target.entry(target).or_default().insert(key.clone());
         }
+        tables.autoscalers.name(key.clone(), autoscalers::reference(&key, &elasti));
         if let Some(uid) = &elasti.metadata.uid {
             tables.by_uid.insert(uid.clone(), key.clone());
         }
@@ -251,6 +261,24 @@ impl Caches {
         tables.by_target.get(&key).cloned().unwrap_or_default()
     }
 
+    /// An autoscaler is there or has changed.
+    pub fn apply_autoscaler(&self, autoscaler: AutoscalerObserved) -> Concerned {
+        let mut tables = self.write();
+        let (mut concerned, pausers) = tables.autoscalers.apply(autoscaler);
+        concerned.extend(pausers.iter().filter_map(|uid| tables.by_uid.get(uid)).cloned());
+        concerned
+    }
+
+    /// An autoscaler is gone.
+    pub fn remove_autoscaler(&self, kind: autoscaler::Kind, key: &ObjectKey) -> Concerned {
+        self.write().autoscalers.remove(kind, key)
+    }
+
+    /// Notes that a kind of autoscaler cannot be read, and why, or (`None`) that it can.
+    pub fn set_autoscalers_unread(&self, kind: autoscaler::Kind, why: Option<String>) -> Concerned {
+        self.write().autoscalers.set_unread(kind, why)
+    }
+
     /// Notes that a kind's objects cannot be read, and why, or (`None`) that they can.
     pub fn set_kind_unread(&self, kind: Kind, why: Option<String>) -> Concerned {
         let mut tables = self.write();
@@ -307,6 +335,17 @@ impl Tables {
         self.targets
             .get(&(kind, ObjectKey::new(namespace, &reference.name)))
             .map_or(TargetState::Missing, |target| TargetState::Found(target.clone()))
+    }
+
+    fn autoscaler(&self, key: &ObjectKey, elasti: &ElastiService) -> AutoscalerState {
+        let mut state = self.autoscalers.state(autoscalers::reference(key, elasti).as_ref());
+        // Whoever has paused it is there no more: who names it now looks after it.
+        if let AutoscalerState::Found(AutoscalerObserved { pause: Pause::Ours { by, .. }, .. }) = &mut state
+            && !self.by_uid.contains_key(by)
+        {
+            *by = elasti.metadata.uid.clone().unwrap_or_default();
+        }
+        state
     }
 
     fn backends(&self, key: &ObjectKey, service: &ServiceObserved) -> BTreeMap<u16, Vec<SocketAddr>> {
@@ -374,6 +413,7 @@ impl Tables {
         if let Some(target) = target {
             unindex(&mut self.by_target, &target, key);
         }
+        self.autoscalers.name(key.clone(), None);
         let uid = elasti.metadata.uid.clone();
         if let Some(uid) = &uid
             && self.by_uid.get(uid) == Some(key)

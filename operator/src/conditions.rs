@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::observed::{Addressing, Observed, ServiceObserved, TargetState, Verdict};
-use crate::plan::published;
-use crate::{idleness, schedule};
+use crate::plan::{self, published};
+use crate::{autoscaler, idleness, schedule};
 
 /// A condition's reason and message.
 type Cause = (&'static str, String);
@@ -85,6 +85,11 @@ fn trigger_fault(observed: &Observed<'_>) -> Option<Cause> {
     }
 }
 
+fn autoscaler_fault(observed: &Observed<'_>) -> Option<Cause> {
+    let named = observed.elasti.spec.autoscaler.as_ref().and_then(autoscaler::Kind::of);
+    plan::autoscaler::fault(&observed.autoscaler, named).map(|(_, reason, message)| (reason, message))
+}
+
 fn resolver_fault(observed: &Observed<'_>) -> Option<Cause> {
     let status = observed.elasti.status.clone().unwrap_or_default();
     if observed.resolvers.is_empty() {
@@ -101,7 +106,9 @@ fn resolver_fault(observed: &Observed<'_>) -> Option<Cause> {
 
 /// All conditions. A condition whose status does not change keeps its transition time.
 pub fn conditions(observed: &Observed<'_>, mode: Mode, now: Timestamp) -> Vec<Condition> {
-    let ready = [service_fault, target_fault, trigger_fault, resolver_fault].iter().find_map(|fault| fault(observed));
+    let ready = [service_fault, target_fault, trigger_fault, autoscaler_fault, resolver_fault]
+        .iter()
+        .find_map(|fault| fault(observed));
     let ready = match ready {
         Some((reason, message)) => ("Ready", false, reason.to_owned(), message),
         None => ("Ready", true, "Reconciled".to_owned(), "connections wake the target".to_owned()),

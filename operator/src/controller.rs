@@ -155,6 +155,8 @@ impl Controller {
             service: snapshot.service.clone(),
             private: snapshot.private.clone(),
             target: snapshot.target.clone(),
+            autoscaler: snapshot.autoscaler.clone(),
+            stale_pauses: snapshot.stale_pauses.clone(),
             backends: snapshot.backends.clone(),
             draining: snapshot.draining.clone(),
             slices: snapshot.slices.clone(),

@@ -4,6 +4,7 @@
 //! surrounds the decision: [`caches`], [`controller`] and [`work`].
 
 pub mod app;
+pub mod autoscaler;
 pub mod caches;
 pub mod certificates;
 pub mod conditions;

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use elasti_api::v1alpha1::ElastiService;
 
+use crate::autoscaler::{AutoscalerObserved, AutoscalerState};
 use crate::resolvers::ResolverObserved;
 
 /// Namespace and name of an object.
@@ -215,6 +216,10 @@ pub struct Observed<'a> {
     pub private: Option<ServiceObserved>,
     /// The target.
     pub target: TargetState,
+    /// The autoscaler that the ElastiService names.
+    pub autoscaler: AutoscalerState,
+    /// Autoscalers that the ElastiService has paused and names no more.
+    pub stale_pauses: Vec<AutoscalerObserved>,
     /// The target's ready endpoints, by the number of the Service port.
     pub backends: BTreeMap<u16, Vec<SocketAddr>>,
     /// The Service's endpoints that are about to end. One goes from here when its containers have ended, as from slices.

@@ -43,6 +43,10 @@ pub const PERMISSIONS: &[Permission] = &[
     any("apps", "deployments", &["list", "watch"]),
     any("apps", "statefulsets", &["list", "watch"]),
     any("argoproj.io", "rollouts", &["list", "watch"]),
+    any("autoscaling", "horizontalpodautoscalers", &["list", "watch"]),
+    any("keda.sh", "scaledobjects", &["list", "watch"]),
+    // controller::apply: KEDA's pause.
+    any("keda.sh", "scaledobjects", &["patch"]),
     // controller::apply: finalizer and status.
     any(GROUP, "elastiservices", &["patch"]),
     any(GROUP, "elastiservices/status", &["patch"]),

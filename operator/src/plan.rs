@@ -18,12 +18,14 @@ use elasti_api::v1alpha1::ElastiServiceStatus;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::autoscaler::{AutoscalerObserved, Wish};
 use crate::conditions;
 use crate::observed::{DrainingEndpoint, Observed, ResolverSlice, ServiceObserved, TargetState, Verdict};
 use crate::protocol;
 use crate::schedule;
 use crate::slices;
 
+pub(crate) mod autoscaler;
 mod draining;
 mod ending;
 
@@ -170,6 +172,13 @@ pub enum Action {
     ApplySlice(ResolverSlice),
     /// Deletes slices of ours.
     DeleteSlices(Vec<String>),
+    /// Pauses an autoscaler or lets it scale again, if it is still the one observed.
+    AnnotateAutoscaler {
+        /// As it was observed.
+        autoscaler: Box<AutoscalerObserved>,
+        /// What shall become of it.
+        wish: Wish,
+    },
     /// Asks the triggers, in the background.
     AskTriggers,
     /// Looks at the target's pods for the reason why they are not ready.
@@ -322,6 +331,9 @@ impl Planner<'_> {
         let Some(service) = conditions::interceptable(self.observed) else {
             // Nothing can be intercepted, so nothing of ours may stay in the path.
             self.memory.descent = None;
+            if self.leads() {
+                self.keep_autoscaler();
+            }
             self.withdraw(&[]);
             let current = self.status().mode;
             self.write_status(if self.leads() { Mode::Serve } else { current.unwrap_or(Mode::Serve) });
@@ -333,6 +345,7 @@ impl Planner<'_> {
             self.keep_ports(&service);
             self.keep_private_service(&service);
             self.descend();
+            self.keep_autoscaler();
         }
         let mode = self.mode();
         self.write_status(mode);
@@ -422,7 +435,7 @@ impl Planner<'_> {
             self.actions.push(Action::AskTriggers);
         }
         self.check_after(self.settings.polling_interval);
-        if !self.idle_for_cooldown() {
+        if self.autoscaler_forbids_sleep() || !self.idle_for_cooldown() {
             self.memory.descent = None;
             return;
         }
@@ -432,7 +445,7 @@ impl Planner<'_> {
         }
         let descent =
             *self.memory.descent.get_or_insert(Descent { started: self.now.instant, settled: None, holding: None });
-        if !self.settled(descent) {
+        if !(self.autoscaler_holds_still() && self.settled(descent)) {
             self.memory.descent = Some(Descent { settled: None, holding: None, ..descent });
             self.check_after(REDIRECT_PATIENCE);
             return;
@@ -614,6 +627,7 @@ impl Planner<'_> {
         }
         let now = self.now.instant;
         let since = *self.memory.deleting_since.get_or_insert(now);
+        self.release_autoscaler();
         if let (TargetState::Found(target), None) = (&self.observed.target, &self.observed.taken_by) {
             if target.spec_replicas == 0 {
                 self.actions.push(Action::ScaleUp { replicas: self.observed.elasti.spec.min_target_replicas.max(1) });

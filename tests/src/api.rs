@@ -25,7 +25,7 @@ mod processes;
 mod prometheus;
 
 pub use faulty::{Done, Fault, FaultyWay};
-pub use objects::{deployment, elasti_service, ready_endpoint, service};
+pub use objects::{deployment, elasti_service, ready_endpoint, scaled_object, service};
 pub use processes::{Operator, Resolver, host_address};
 pub use prometheus::{Prometheus, Says};
 
@@ -91,6 +91,22 @@ impl Cluster {
             refused.contains("spec.service").then_some(())
         })
         .await;
+    }
+
+    /// Has the API server serve KEDA's `ScaledObject`s, as its CRD would; nobody acts upon them.
+    pub async fn serve_scaled_objects(&self) {
+        let names = json!({"kind": "ScaledObject", "listKind": "ScaledObjectList", "plural": "scaledobjects", "singular": "scaledobject"});
+        let schema = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        let version =
+            json!({"name": "v1alpha1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}});
+        let crd = json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": "scaledobjects.keda.sh"},
+            "spec": {"group": "keda.sh", "scope": "Namespaced", "names": names, "versions": [version]},
+        });
+        self.apply(&crd).await;
+        let probe = self.in_namespace("default");
+        until("ScaledObjects are served", async || probe.dry_run(&scaled_object("probe", &json!({}))).await.ok()).await;
     }
 
     /// Puts a CRD in force whose spec takes anything, as an older or broken one might.
@@ -221,6 +237,13 @@ impl Sandbox {
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
     {
         self.api::<K>().get_opt(name).await.unwrap().map(|object| serde_json::to_value(object).unwrap())
+    }
+
+    /// A `ScaledObject`.
+    pub async fn scaled_object(&self, name: &str) -> Value {
+        let resource = resource_of(&scaled_object(name, &json!({})));
+        let object = api(&self.client, Some(&self.namespace), &resource).get(name).await.unwrap();
+        serde_json::to_value(object).unwrap()
     }
 
     /// All objects of a kind.

@@ -10,7 +10,7 @@ use futures::{Stream, StreamExt, pin_mut};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DynamicObject};
-use kube::core::DeserializeGuard;
+use kube::core::{ApiResource, DeserializeGuard};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -18,6 +18,7 @@ use kube::{Client, Resource, ResourceExt};
 use tokio::sync::watch;
 
 use super::{Caches, Concerned};
+use crate::autoscaler;
 use crate::observed::ObjectKey;
 use crate::target::{self, Kind};
 
@@ -177,30 +178,61 @@ impl Watches {
         let resource = kind.resource();
         let what = format!("{} of {}", resource.kind, resource.api_version);
         self.caches.set_kind_unread(kind, Some(format!("{what} have not been read yet")));
-        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource);
+        self.optional(&resource, |this, fact| match fact {
+            Fact::There(object) => this.caches.apply_target(kind, target::observed(&object)),
+            Fact::Gone(key) => this.caches.remove_target(kind, &key),
+            Fact::Complete => {
+                complete.send_replace(true);
+                this.caches.set_kind_unread(kind, None)
+            }
+            Fact::Failed(_) if *complete.borrow() => Concerned::new(),
+            Fact::Failed(error) => {
+                let why = format!(
+                    "{what} cannot be read ({error}); install what provides them, or correct spec.scaleTargetRef"
+                );
+                this.caches.set_kind_unread(kind, Some(why))
+            }
+        })
+        .await;
+    }
+
+    /// Watches the autoscalers of one kind. `complete` is set when they are known, or when it is known why they are not:
+    /// wakes do not need them.
+    pub async fn autoscalers(self: Arc<Self>, kind: autoscaler::Kind, complete: watch::Sender<bool>) {
+        let resource = kind.resource();
+        let mut read = false;
+        self.caches.set_autoscalers_unread(kind, Some(format!("{}s have not been read yet", kind.name())));
+        self.optional(&resource, |this, fact| match fact {
+            Fact::There(object) => this.caches.apply_autoscaler(autoscaler::observed(kind, &object)),
+            Fact::Gone(key) => this.caches.remove_autoscaler(kind, &key),
+            Fact::Complete => {
+                read = true;
+                complete.send_replace(true);
+                this.caches.set_autoscalers_unread(kind, None)
+            }
+            Fact::Failed(_) if read => Concerned::new(),
+            Fact::Failed(error) => {
+                complete.send_replace(true);
+                let why = format!("{}s cannot be read ({error}); correct spec.autoscaler", kind.name());
+                this.caches.set_autoscalers_unread(kind, Some(why))
+            }
+        })
+        .await;
+    }
+
+    async fn optional<F>(&self, resource: &ApiResource, mut apply: F)
+    where
+        F: FnMut(&Self, Fact<DynamicObject>) -> Concerned + Send,
+    {
+        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), resource);
         let events = watcher(api, watcher::Config::default().timeout(WATCH_TIMEOUT)).backoff(Retry::default());
         let facts = facts(events);
         pin_mut!(facts);
         while let Some(fact) = facts.next().await {
-            let concerned = match fact {
-                Fact::There(object) => self.caches.apply_target(kind, target::observed(&object)),
-                Fact::Gone(key) => self.caches.remove_target(kind, &key),
-                Fact::Complete => {
-                    complete.send_replace(true);
-                    self.caches.set_kind_unread(kind, None)
-                }
-                Fact::Failed(error) => {
-                    tracing::warn!(kind = %what, error = %error, "cannot watch; trying again");
-                    if *complete.borrow() {
-                        Concerned::new()
-                    } else {
-                        let why = format!(
-                            "{what} cannot be read ({error}); install what provides them, or correct spec.scaleTargetRef"
-                        );
-                        self.caches.set_kind_unread(kind, Some(why))
-                    }
-                }
-            };
+            if let Fact::Failed(error) = &fact {
+                tracing::warn!(kind = resource.kind, %error, "cannot watch; trying again");
+            }
+            let concerned = apply(self, fact);
             self.concern.look(concerned);
         }
     }

@@ -13,6 +13,7 @@ use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use serde_json::json;
 
 use super::{Controller, Decided, REPORTER, diagnosis, event};
+use crate::autoscaler::{self, AutoscalerObserved, Wish};
 use crate::caches::Snapshot;
 use crate::observed::{ObjectKey, TargetObserved};
 use crate::plan::Action;
@@ -109,10 +110,34 @@ impl Controller {
                     gone(api.delete(&name, &DeleteParams::default()).await)?;
                 }
             }
+            Action::AnnotateAutoscaler { autoscaler, wish } => self.annotate(elasti, &autoscaler, wish).await?,
             Action::AskTriggers => self.ask_triggers(elasti),
             Action::Diagnose => self.diagnose(snapshot),
             Action::Event { warning, reason, message } => self.record(elasti, event(warning, &reason, message)),
         }
+        Ok(())
+    }
+
+    /// An autoscaler that is gone needs no pause and no end of one.
+    async fn annotate(
+        &self,
+        elasti: &ElastiService,
+        autoscaler: &AutoscalerObserved,
+        wish: Wish,
+    ) -> Result<(), kube::Error> {
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.parts.client.clone(), &autoscaler.namespace, &autoscaler.kind.resource());
+        let uid = elasti.metadata.uid.as_deref().unwrap_or_default();
+        let patch = Patch::Merge(autoscaler::patch(autoscaler, wish, uid));
+        gone(api.patch(&autoscaler.name, &PatchParams::default(), &patch).await)?;
+        let what = format!("{} {}", autoscaler.kind.name(), autoscaler.name);
+        tracing::info!(autoscaler = %what, ?wish, "annotated");
+        let (reason, message) = match wish {
+            Wish::Hold => ("AutoscalerPaused", format!("{what} is paused: the target is about to sleep")),
+            Wish::Resume => ("AutoscalerResumed", format!("{what} scales the target again")),
+            Wish::AtZero => return Ok(()),
+        };
+        self.record(elasti, event(false, reason, message));
         Ok(())
     }
 

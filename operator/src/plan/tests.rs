@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use elasti_api::v1alpha1::{ElastiService, InterceptedPort, ScaleTrigger};
 
 use super::*;
+use crate::autoscaler::AutoscalerState;
 use crate::observed::{Addressing, DrainingEndpoint, ServicePort, TargetObserved, TriggersObserved};
 use crate::resolvers::{Ack, ResolverObserved, Traffic};
 
+mod autoscaler;
 mod draining;
 mod ending;
 mod orders;
@@ -24,6 +26,8 @@ struct World {
     service: Option<ServiceObserved>,
     private: Option<ServiceObserved>,
     target: TargetState,
+    autoscaler: AutoscalerState,
+    stale_pauses: Vec<AutoscalerObserved>,
     /// How often the target has changed.
     versions: u64,
     ready: bool,
@@ -74,6 +78,8 @@ impl World {
             private: Some(ServiceObserved { owner_uid: Some("uid".into()), ..service.clone() }),
             service: Some(service),
             target: TargetState::Missing,
+            autoscaler: AutoscalerState::Unnamed,
+            stale_pauses: vec![],
             versions: 0,
             ready: true,
             draining: vec![],
@@ -163,6 +169,8 @@ impl World {
             service: self.service.clone(),
             private: self.private.clone(),
             target: self.target.clone(),
+            autoscaler: self.autoscaler.clone(),
+            stale_pauses: self.stale_pauses.clone(),
             backends,
             draining: self.draining.clone(),
             slices: self.slices.clone(),
@@ -190,6 +198,7 @@ impl World {
                 self.slices.push(slice.clone());
             }
             Action::DeleteSlices(names) => self.slices.retain(|slice| !names.contains(&slice.name)),
+            Action::AnnotateAutoscaler { autoscaler, wish } => self.annotate(autoscaler, *wish),
             Action::ScaleUp { replicas } => self.scale(*replicas),
             Action::ScaleDown => {
                 self.scale(0);

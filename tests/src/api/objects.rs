@@ -37,6 +37,14 @@ pub fn elasti_service(name: &str, spec: Value) -> Value {
     })
 }
 
+/// KEDA's autoscaler of the Deployment of its name, with these annotations.
+pub fn scaled_object(name: &str, annotations: &Value) -> Value {
+    json!({
+        "apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": {"name": name, "annotations": annotations},
+        "spec": {"scaleTargetRef": {"name": name}, "minReplicaCount": 1},
+    })
+}
+
 /// The slice that Kubernetes makes for a Service with one ready pod, which serves the port `http`.
 pub fn ready_endpoint(service: &str, pod: SocketAddr) -> Value {
     json!({

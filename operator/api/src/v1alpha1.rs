@@ -192,9 +192,12 @@ pub struct AutoscalerRef {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EnabledPeriod {
-    /// Cron expression of five fields, UTC: when the period starts.
+    /// Cron expression of five fields: when the period starts. It may begin with `CRON_TZ=` and a time zone.
     #[serde(default = "midnight")]
     pub schedule: String,
+    /// Time zone of the schedule by its IANA name, such as `Europe/Berlin`; absent: UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_zone: Option<String>,
     /// How long the period lasts, such as `8h` or `1h30m`.
     #[serde(default = "one_day")]
     #[schemars(extend("x-kubernetes-validations" = [{

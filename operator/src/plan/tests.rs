@@ -13,6 +13,7 @@ mod autoscaler;
 mod draining;
 mod ending;
 mod orders;
+mod schedule;
 
 const SETTINGS: Settings = Settings {
     kube_proxy_sync: Duration::from_secs(2),

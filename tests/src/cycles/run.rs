@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use elasti_traffic::record::{Kind, Record};
 use futures::future::join_all;
@@ -21,9 +22,6 @@ pub const TRAFFIC_IMAGE: &str = "docker.io/library/elasti-traffic:dev";
 
 /// The image of PostgreSQL, made by xtask.
 const POSTGRES_IMAGE: &str = "docker.io/library/elasti-postgres:dev";
-
-/// Seconds of idleness before a target sleeps.
-const COOLDOWN: u32 = 3;
 
 /// What a Service's target does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +117,8 @@ pub struct Run {
     pub clients: Clients,
     /// What calls a Service idle.
     pub triggers: Triggers,
+    /// Idleness before a target sleeps.
+    cooldown: Duration,
     records: Mutex<Vec<(Service, String, Record)>>,
 }
 
@@ -126,17 +126,18 @@ pub struct Run {
 pub const PROGRAMS: [Program; 4] = [Program::Drains, Program::Exits, Program::Redis, Program::Postgres];
 
 impl Run {
-    /// Sets a run up. `hosts` are the command lines of the clients on hosts.
-    pub async fn new(hosts: &[Vec<String>]) -> Self {
+    /// Sets a run up. `hosts` are the command lines of the clients on hosts, `cooldown` the idleness before a target sleeps,
+    /// in whole seconds.
+    pub async fn new(hosts: &[Vec<String>], cooldown: Duration) -> Self {
         let sandbox = Sandbox::new("cycles");
         let mut config = kube::Config::infer().await.expect("run this by `cargo xtask test --only cycles`");
         // A Service may be quiet for longer than the operator bears.
         config.read_timeout = None;
         let api = Client::try_from(config).expect("the kubeconfig is good");
-        let watches = Watches::new(&api, &sandbox.namespace);
+        let watches = Watches::new(&api, &sandbox.namespace, cooldown);
         let triggers = Triggers::start(node_address()).await;
         let clients = Clients::start(&sandbox.namespace, hosts);
-        Self { sandbox, api, watches, clients, triggers, records: Mutex::default() }
+        Self { sandbox, api, watches, clients, triggers, cooldown, records: Mutex::default() }
     }
 
     /// Makes Services whose targets take turns in what they do, with ElastiServices or without; returns when all are
@@ -178,7 +179,7 @@ impl Run {
         self.sandbox.apply(json!({
             "apiVersion": "elasti.truefoundry.com/v1alpha1", "kind": "ElastiService", "metadata": {"name": name},
             "spec": {
-                "service": name, "cooldownPeriod": COOLDOWN, "triggers": [self.triggers.of(name)],
+                "service": name, "cooldownPeriod": self.cooldown.as_secs(), "triggers": [self.triggers.of(name)],
                 "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
             },
         }));

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use elasti_api::message::Mode;
 use elasti_api::names;
@@ -25,6 +26,7 @@ use crate::cluster::PATIENCE;
 pub struct Watches {
     seen: Arc<Mutex<Seen>>,
     changed: Arc<Notify>,
+    patience: Duration,
 }
 
 #[derive(Default)]
@@ -35,9 +37,9 @@ struct Seen {
 }
 
 impl Watches {
-    /// Begins to watch a namespace; ends with the runtime.
-    pub fn new(client: &Client, namespace: &str) -> Self {
-        let watches = Self { seen: Arc::default(), changed: Arc::default() };
+    /// Begins to watch a namespace; ends with the runtime. What takes a cooldown of its own has that time too.
+    pub fn new(client: &Client, namespace: &str, cooldown: Duration) -> Self {
+        let watches = Self { seen: Arc::default(), changed: Arc::default(), patience: PATIENCE + cooldown };
         watches.watch(client, namespace, |seen, object: &ElastiService, gone| {
             let mode = object.status.as_ref().and_then(|status| status.mode);
             seen.add(&object.name_any(), Event::Intercepting(!gone && mode == Some(Mode::Proxy)));
@@ -141,7 +143,7 @@ impl Watches {
                 changed.await;
             }
         };
-        let in_time = tokio::time::timeout(PATIENCE, seen).await.is_ok();
+        let in_time = tokio::time::timeout(self.patience, seen).await.is_ok();
         assert!(in_time, "waited in vain until {service} {what}: {:?}", self.now(service));
     }
 }

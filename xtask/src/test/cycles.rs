@@ -28,6 +28,9 @@ pub(super) struct CyclesArgs {
     /// Services side by side, of the level `cycles`; 8 if it is run alone, else 4
     #[arg(long, value_name = "N")]
     services: Option<usize>,
+    /// Seconds of idleness before a target sleeps, of the level `cycles`; 900 is that of an ElastiService which says none
+    #[arg(long, value_name = "SECONDS", default_value_t = 3)]
+    cooldown: u32,
     /// Run the level `cycles` with kube-proxy in one mode only
     #[arg(long, value_enum, value_name = "MODE")]
     kube_proxy: Option<ProxyMode>,
@@ -110,6 +113,7 @@ impl Half<'_> {
                 command.env("ELASTI_CYCLES", self.cycles.to_string());
                 command.env("ELASTI_CYCLES_FIRST", self.first.to_string());
                 command.env("ELASTI_CYCLES_SERVICES", self.services.to_string());
+                command.env("ELASTI_CYCLES_COOLDOWN", args.cycles.cooldown.to_string());
                 command.env("ELASTI_CYCLES_NAME", format!("kube-proxy {}", self.mode.name()));
                 command.env("ELASTI_CYCLES_REPORT", self.report);
                 command.env("ELASTI_EBPF", if args.cycles.without_ebpf { "off" } else { "auto" });

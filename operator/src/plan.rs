@@ -710,6 +710,7 @@ fn state(
         ports,
         draining_pods: draining::pods(draining),
         hold: elasti.spec.hold_policy(),
+        tracking: None,
     })
 }
 
@@ -732,6 +733,7 @@ fn closed(observed: &Observed<'_>) -> Option<ServiceState> {
         ports: Vec::new(),
         draining_pods: Vec::new(),
         hold: observed.elasti.spec.hold_policy(),
+        tracking: None,
     })
 }
 

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use elasti_api::names::{INTERCEPTION_PORT_MAX, INTERCEPTION_PORT_MIN};
 use tokio::sync::broadcast;
@@ -65,6 +66,7 @@ pub struct Identity {
 struct Said {
     ack: Option<Ack>,
     traffic: Traffic,
+    activity: Option<Activity>,
 }
 
 /// The resolver speaks of more ElastiServices than there can be.
@@ -90,7 +92,8 @@ impl Resolvers {
             let said = resolver.services.get(uid).cloned().unwrap_or_default();
             let Identity { pod, node, addresses, redirect_disabled } = resolver.identity.clone();
             let leaving = resolver.leaving;
-            ResolverObserved { pod, node, addresses, redirect_disabled, leaving, ack: said.ack, traffic: said.traffic }
+            let Said { ack, traffic, activity } = said;
+            ResolverObserved { pod, node, addresses, redirect_disabled, leaving, ack, traffic, activity }
         };
         self.table().by_pod.values().map(observed).collect()
     }
@@ -183,6 +186,16 @@ impl Connection {
         })
     }
 
+    /// The resolver has said what the connections to the pods on its node do. Told on only where that changes an answer: what
+    /// merely goes on is there for whoever looks.
+    pub fn active(&self, uid: &str, activity: Activity) -> Result<(), TooManyServices> {
+        self.said(uid, |said| {
+            let changed = said.activity.as_ref().is_none_or(|before| activity.is_news(before));
+            said.activity = Some(activity);
+            changed
+        })
+    }
+
     /// The resolver is about to stop.
     pub fn leaving(&self) {
         if self.with(|resolver| !std::mem::replace(&mut resolver.leaving, true)) == Some(true) {
@@ -244,6 +257,8 @@ pub struct ResolverObserved {
     pub ack: Option<Ack>,
     /// The traffic that it has seen.
     pub traffic: Traffic,
+    /// What the connections to the pods on its node do, once it has said so.
+    pub activity: Option<Activity>,
 }
 
 /// What a resolver has made of a state.
@@ -270,6 +285,26 @@ pub struct Traffic {
     pub forwarding: u32,
     /// Connections accepted since the resolver started.
     pub accepted: u64,
+}
+
+/// What the connections to the pods of one ElastiService on one node do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Activity {
+    /// [`elasti_api::message::digest`] of the addresses that this is about.
+    pub endpoints: u64,
+    /// Connections that are open; `None` when there may be others.
+    pub open: Option<u32>,
+    /// When one was opened or carried data last, as of the last word: [`elasti_api::message::ACTIVITY_LAG`] may be missing.
+    pub last: Instant,
+    /// Why this cannot be relied on.
+    pub unknown: Option<String>,
+}
+
+impl Activity {
+    fn is_news(&self, before: &Self) -> bool {
+        let answers = |it: &Self| (it.endpoints, it.open.map(|open| open > 0), it.unknown.clone());
+        answers(self) != answers(before)
+    }
 }
 
 #[cfg(test)]

@@ -54,6 +54,44 @@ pub const HEARTBEAT_TTL_NS: u64 = 2_000_000_000;
 /// namespace, so it meets no mark of kube-proxy or a CNI there.
 pub const OWN_MARK: u32 = 0x00e1_a571;
 
+/// Name of the map of the addresses whose connections are followed: pod address and port, to [`Tracked`].
+pub const TRACKED: &str = "TRACKED";
+
+/// Name of the map from [`Tracked::id`] to [`Activity`].
+pub const ACTIVITY: &str = "ACTIVITY";
+
+/// Name of the socket storage with the [`Connection`] of each followed socket.
+pub const CONNECTIONS: &str = "CONNECTIONS";
+
+/// Name of the trie of [`Source`]s whose connections do not count.
+pub const IGNORED_SOURCES: &str = "IGNORED_SOURCES";
+
+/// Name of the set of the names of probers: kubelet's processes, as the kernel cuts them off (`comm`, 16 bytes with the zero).
+pub const PROBER_NAMES: &str = "PROBER_NAMES";
+
+/// Name of the one-element array with the number of the look at all followed sockets that is going on.
+pub const LOOK: &str = "LOOK";
+
+/// Name of the global that says whether connections are followed at all; without it nothing but redirection is loaded.
+pub const FOLLOW: &str = "FOLLOW";
+
+/// Names of the globals with the offsets of `bytes_received` and `bytes_acked` in the kernel's `struct tcp_sock`, and of
+/// `skc_state` in `struct sock_common`, which is the beginning of the former.
+pub const OFFSETS: [&str; 3] = ["BYTES_RECEIVED", "BYTES_ACKED", "STATE"];
+
+/// Entries of [`TRACKED`] and [`ACTIVITY`]: kubelet takes 110 pods by default, and few of them have many ports.
+pub const TRACKED_MAX: u32 = 8192;
+
+/// Entries of [`IGNORED_SOURCES`]: some ranges for each ElastiService with pods on the node.
+pub const IGNORED_SOURCES_MAX: u32 = 16_384;
+
+/// Entries of the map of connections that have begun and do not count: they are in it for a round trip. The oldest go first,
+/// and count.
+pub const IGNORED_MAX: u32 = 16_384;
+
+/// Entries of [`PROBER_NAMES`].
+pub const PROBER_NAMES_MAX: u32 = 64;
+
 /// Counters of the programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -89,6 +127,71 @@ pub struct Redirected {
     pub replacement: Endpoint,
 }
 
+/// An address whose connections are followed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Tracked {
+    /// Key of its [`Activity`], never used again for another address.
+    pub id: u32,
+    /// [`Source::group`] of the clients that do not count; zero when all do.
+    pub sources: u32,
+}
+
+/// What is known of the connections of one address. Times are of `CLOCK_MONOTONIC`, in ns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Activity {
+    /// Connections that were opened and counted. Two of one moment may count as one; `last` misses none.
+    pub opened: u64,
+    /// When one was opened or carried data last; zero when none has.
+    pub last: u64,
+    /// The look that `open` is of; with another one than the latest, none is open.
+    pub look: u64,
+    /// Counted connections that neither side had ended at that look.
+    pub open: u32,
+    /// Not zero once a counted connection could not be followed.
+    pub lost: u32,
+    /// Not zero once any connection was seen, whether it counted or not.
+    pub seen: u32,
+    /// Always zero.
+    pub padding: u32,
+}
+
+/// What is kept with a followed socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Connection {
+    /// The payload that it had received, and that of its own that had been acknowledged, together.
+    pub bytes: u64,
+    /// [`Tracked::id`] of its address.
+    pub id: u32,
+    /// Always zero.
+    pub padding: u32,
+}
+
+/// A client whose connections do not count, for the addresses of its group: data of a trie's key, which matches as many bits
+/// as the key says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Source {
+    /// As [`Tracked::sources`].
+    pub group: u32,
+    /// As [`Endpoint::address`].
+    pub address: [u32; 4],
+}
+
+/// Both ends of a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Pair {
+    /// Who has dialled.
+    pub client: Endpoint,
+    /// Who was dialled.
+    pub server: Endpoint,
+}
+
+const _: () = assert!(size_of::<Tracked>() == 8 && size_of::<Activity>() == 40 && size_of::<Connection>() == 16);
+const _: () = assert!(size_of::<Source>() == 20 && size_of::<Pair>() == 40);
 const _: () = assert!(size_of::<Endpoint>() == 20 && align_of::<Endpoint>() == 4);
 const _: () = assert!(size_of::<Redirected>() == 40 && align_of::<Redirected>() == 4);
 
@@ -130,7 +233,7 @@ impl Endpoint {
 mod host {
     use std::net::{IpAddr, SocketAddr};
 
-    use super::{Endpoint, Redirected};
+    use super::{Activity, Endpoint, Redirected, Source, Tracked};
 
     impl From<SocketAddr> for Endpoint {
         fn from(address: SocketAddr) -> Self {
@@ -165,6 +268,18 @@ mod host {
     // SAFETY: two of the above.
     #[expect(unsafe_code, reason = "aya asks for the promise that any bytes are a valid value")]
     unsafe impl aya::Pod for Redirected {}
+
+    // SAFETY: `repr(C)`, integers only, no padding that is not a field.
+    #[expect(unsafe_code, reason = "aya asks for the promise that any bytes are a valid value")]
+    unsafe impl aya::Pod for Tracked {}
+
+    // SAFETY: as above.
+    #[expect(unsafe_code, reason = "aya asks for the promise that any bytes are a valid value")]
+    unsafe impl aya::Pod for Activity {}
+
+    // SAFETY: as above.
+    #[expect(unsafe_code, reason = "aya asks for the promise that any bytes are a valid value")]
+    unsafe impl aya::Pod for Source {}
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! The programs and their maps. See the crate's library for what the maps hold.
+//! The programs that redirect connections, and their maps; [`tracking`] has those that follow them. See the crate's library
+//! for what the maps hold.
 #![expect(unsafe_code, reason = "the kernel's context and maps are raw pointers that its verifier checks")]
 
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_sock_addr};
@@ -11,6 +12,8 @@ use resolver_ebpf::{
     CGROUP_LEVELS, COUNTERS_LEN, Counter, DRAINING_MAX, DRAINING_PODS_MAX, Endpoint, HEARTBEAT_TTL_NS, ORIGINALS_MAX,
     OWN_MARK, REDIRECTS_MAX, Redirected,
 };
+
+mod tracking;
 
 /// `cgroup/connect*` and `cgroup/getpeername*`: the call goes on.
 const ALLOW: i32 = 1;
@@ -77,6 +80,7 @@ fn try_connect4(ctx: &SockAddrContext) -> Option<()> {
     let addr = ctx.sock_addr;
     // SAFETY: the verifier checks every access to the context.
     let dialled = unsafe { Endpoint::v4((*addr).user_ip4, (*addr).user_port) };
+    tracking::note_prober(ctx, &dialled);
     let target = redirect(ctx, &dialled)?;
     let ip = target.ip4()?;
     remember(ctx, dialled, target);
@@ -93,6 +97,7 @@ fn try_connect6(ctx: &SockAddrContext) -> Option<()> {
     let addr = ctx.sock_addr;
     // SAFETY: the verifier checks every access to the context.
     let dialled = unsafe { Endpoint::v6(words(addr), (*addr).user_port) };
+    tracking::note_prober(ctx, &dialled);
     let target = redirect(ctx, &dialled)?;
     remember(ctx, dialled, target);
     // SAFETY: as above.

@@ -26,6 +26,7 @@ use crate::report::Board;
 use crate::stream;
 use crate::stream::connection::{Connector, Identity};
 use crate::supervisor::{Heard, Parts, SNAPSHOT, Said, Supervisor};
+use crate::tracking::Track;
 
 /// Messages of all streams on their way to the supervisor; when it falls behind, the streams wait.
 const SAID_BUFFER: usize = 256;
@@ -48,6 +49,8 @@ pub enum Redirection {
         redirect: Box<dyn Redirect>,
         /// Keeps the resolver's own sockets from being redirected.
         mark: fn(&TcpSocket) -> io::Result<()>,
+        /// Follows connections to pods, or why nothing does.
+        track: Result<Box<dyn Track>, String>,
     },
     /// Nothing does, and why.
     Off(String),
@@ -76,9 +79,9 @@ pub async fn build(config: Config, redirection: Redirection, levels: Levels) -> 
     let readiness = Readiness::default();
     readiness.block(SNAPSHOT);
     let (board, heard) = (Board::default(), Heard::default());
-    let (redirect, mark, redirect_disabled) = match redirection {
-        Redirection::On { redirect, mark } => (Some(redirect), Some(mark), None),
-        Redirection::Off(reason) => (None, None, Some(reason)),
+    let (redirect, mark, track, redirect_disabled) = match redirection {
+        Redirection::On { redirect, mark, track } => (Some(redirect), Some(mark), track, None),
+        Redirection::Off(reason) => (None, None, Err(reason.clone()), Some(reason)),
     };
     let dialer = Dialer { mark };
     let context = Context::new(dialer);
@@ -90,6 +93,8 @@ pub async fn build(config: Config, redirection: Redirection, levels: Levels) -> 
         pod: config.pod_ips.clone(),
         patience: config.patience,
         interception: Interception::new(redirect, metrics.clone()),
+        track,
+        node: config.node.clone(),
         context: context.clone(),
         capacity: capacity.clone(),
         board: board.clone(),

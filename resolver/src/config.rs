@@ -45,6 +45,9 @@ pub struct Arguments {
     /// Where the host's cgroup hierarchies are mounted in this container
     #[arg(long, default_value = "/host-cgroup")]
     cgroup: String,
+    /// Names of processes outside of pods whose connections to pods are no traffic, separated by commas: kubelet under its names.
+    #[arg(long, default_value = "kubelet,k3s-server,k3s-agent,k3s,kubelite,hyperkube")]
+    probers: String,
     /// How many seconds connections get to end once the resolver is asked to stop; it stops as soon as there are none.
     #[arg(long, default_value = "600")]
     drain_timeout: String,
@@ -79,6 +82,8 @@ pub struct Config {
     pub ebpf: bool,
     /// Where the host's cgroup hierarchies are mounted.
     pub cgroup: PathBuf,
+    /// Names of processes outside of pods whose connections to pods are no traffic.
+    pub probers: Vec<String>,
     /// How long connections get to end.
     pub drain_timeout: Duration,
     /// How log lines look.
@@ -107,6 +112,13 @@ impl Config {
             admin_port: faults.parse("--admin-port", &arguments.admin_port).unwrap_or_default(),
             ebpf: ebpf(&arguments.ebpf, &mut faults),
             cgroup: arguments.cgroup.trim().into(),
+            probers: arguments
+                .probers
+                .split(',')
+                .map(str::trim)
+                .filter(|name| !name.is_empty())
+                .map(Into::into)
+                .collect(),
             drain_timeout: Duration::from_secs(
                 // Kept within a day, so that no sum of times overflows.
                 faults.parse::<u32>("--drain-timeout", &arguments.drain_timeout).unwrap_or_default().min(86_400).into(),
@@ -174,6 +186,7 @@ mod tests {
         assert_eq!((config.admin_port, config.ebpf, config.cgroup), (8013, true, "/host-cgroup".into()));
         assert_eq!(config.drain_timeout, HoldPolicy::default().timeout, "a held connection outlives a rollout");
         assert_eq!(config.pod_ips.len(), 2);
+        assert_eq!(config.probers[0], "kubelet");
     }
 
     #[test]

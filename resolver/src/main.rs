@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use elasti_resolver::app::{self, Redirection};
 use elasti_resolver::config::{Arguments, Config};
 use elasti_resolver::redirect::{self, Redirector};
+use elasti_resolver::tracking::Track;
 use elasti_runtime::telemetry::Levels;
 use elasti_runtime::{config, limits, shutdown, telemetry};
 
@@ -53,9 +54,18 @@ fn redirection(config: &Config) -> Redirection {
     let log = tracing::enabled!(tracing::Level::DEBUG);
     let loaded = redirect::cgroup::find(&config.cgroup)
         .map_err(redirect::LoadError::from)
-        .and_then(|cgroup| Redirector::load(&cgroup, log));
+        .and_then(|cgroup| Redirector::load_following(&cgroup, log, &config.probers));
     match loaded {
-        Ok(redirector) => Redirection::On { redirect: Box::new(redirector), mark: redirect::mark },
+        Ok((redirector, sockets)) => {
+            if let Err(reason) = &sockets {
+                tracing::warn!(
+                    reason,
+                    "connections to pods are not followed on this node; the trigger traffic says so"
+                );
+            }
+            let track = sockets.map(|sockets| Box::new(sockets) as Box<dyn Track>);
+            Redirection::On { redirect: Box::new(redirector), mark: redirect::mark, track }
+        }
         Err(error) => Redirection::Off(error.to_string()),
     }
 }

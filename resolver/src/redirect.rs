@@ -16,7 +16,7 @@ use aya::programs::CgroupSockAddr;
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use resolver_ebpf::{
-    COUNTERS, Counter, DRAINING, DRAINING_PODS, Endpoint, HEARTBEAT, OWN_MARK, PODS_CGROUP, REDIRECTS,
+    COUNTERS, Counter, DRAINING, DRAINING_PODS, Endpoint, FOLLOW, HEARTBEAT, OFFSETS, OWN_MARK, PODS_CGROUP, REDIRECTS,
 };
 use rustix::time::{ClockId, clock_gettime};
 use tokio::net::TcpSocket;
@@ -26,9 +26,13 @@ use crate::draining::Draining;
 use crate::interception::{Entries, Redirect};
 
 use link::{Hook, Link};
+use offsets::Offsets;
+use sockets::Sockets;
 
 pub mod cgroup;
 pub mod link;
+mod offsets;
+pub mod sockets;
 
 /// The programs, as `cargo xtask build-ebpf` builds them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("redirect/elasti.bpf.o");
@@ -90,6 +94,32 @@ impl Redirector {
     /// Loads the programs and attaches them below `cgroup`; `log` has every redirected connection logged. Must run in a
     /// Tokio runtime, which drives heartbeat and log: a runtime that is stuck cannot accept, so its heartbeat must stop.
     pub fn load(cgroup: &std::path::Path, log: bool) -> Result<Self, LoadError> {
+        Self::load_with(cgroup, log, None).map(|(redirector, _)| redirector)
+    }
+
+    /// As [`Redirector::load`], and follows connections to pods too, or says why that is not to be had; `probers` are names of
+    /// processes whose connections do not count, such as kubelet.
+    pub fn load_following(
+        cgroup: &std::path::Path,
+        log: bool,
+        probers: &[String],
+    ) -> Result<(Self, Result<Sockets, String>), LoadError> {
+        let missing = match Offsets::of_this_kernel() {
+            Ok(offsets) => match Self::load_with(cgroup, log, Some((offsets, probers))) {
+                Ok((redirector, Some(sockets))) => return Ok((redirector, Ok(sockets))),
+                Ok((redirector, None)) => return Ok((redirector, Err("nothing follows connections".to_owned()))),
+                Err(error) => error.to_string(),
+            },
+            Err(missing) => missing,
+        };
+        Ok((Self::load(cgroup, log)?, Err(missing)))
+    }
+
+    fn load_with(
+        cgroup: &std::path::Path,
+        log: bool,
+        following: Option<(Offsets, &[String])>,
+    ) -> Result<(Self, Option<Sockets>), LoadError> {
         let directory = File::open(cgroup).map_err(|source| LoadError::Open { path: cgroup.to_owned(), source })?;
         let pods = cgroup::pods(cgroup);
         let pods_cgroup = pods.as_deref().and_then(cgroup::id).unwrap_or_default();
@@ -97,9 +127,15 @@ impl Redirector {
             let cgroup = cgroup.display();
             tracing::warn!(%cgroup, "no cgroup of pods is below it; addresses of ending pods are not redirected");
         }
+        let [received, acknowledged, state] =
+            following.map_or([0; 3], |(offsets, _)| [offsets.bytes_received, offsets.bytes_acked, offsets.state]);
         let mut programs = EbpfLoader::new()
             .override_global("LOG_CONNECTS", &u32::from(log), true)
             .override_global(PODS_CGROUP, &pods_cgroup, true)
+            .override_global(FOLLOW, &u32::from(following.is_some()), true)
+            .override_global(OFFSETS[0], &received, true)
+            .override_global(OFFSETS[1], &acknowledged, true)
+            .override_global(OFFSETS[2], &state, true)
             .load(OBJECT)
             .map_err(kernel)?;
         let mut heartbeat: Array<_, u64> = Array::try_from(take(&mut programs, HEARTBEAT)?).map_err(kernel)?;
@@ -114,6 +150,13 @@ impl Redirector {
         }
         let mut links = [const { None }; PROGRAMS.len()];
         attach(&mut programs, &directory, &mut links)?;
+        let sockets = match following {
+            Some((_, probers)) => {
+                let node = directory.try_clone().map_err(kernel)?;
+                Some(Sockets::new(&mut programs, node, pods.clone(), probers)?)
+            }
+            None => None,
+        };
         let heartbeat = tokio::spawn(async move {
             let mut interval = tokio::time::interval(HEARTBEAT_INTERVAL);
             loop {
@@ -123,7 +166,7 @@ impl Redirector {
                 }
             }
         });
-        Ok(Self {
+        let redirector = Self {
             redirects,
             draining,
             draining_pods,
@@ -134,7 +177,8 @@ impl Redirector {
             links,
             cgroup: directory,
             programs,
-        })
+        };
+        Ok((redirector, sockets))
     }
 
     /// One of the programs' counters, over all CPUs.

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use elasti_api::message::ResolverMessage;
+use elasti_api::message::{ACTIVITY_INTERVAL, ResolverMessage};
 use tokio::sync::watch;
 
 use crate::service::Service;
@@ -35,6 +36,29 @@ pub struct Traffic {
     pub accepted: u64,
 }
 
+/// What the connections to the pods on this node do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Activity {
+    /// The digest of the pods' addresses.
+    pub endpoints: u64,
+    /// Connections that are open; `None` when there may be others.
+    pub open: Option<u32>,
+    /// Connections opened.
+    pub opened: u64,
+    /// When one was opened or carried data last.
+    pub last: Instant,
+    /// Why this cannot be relied on.
+    pub unknown: Option<String>,
+}
+
+impl Activity {
+    /// Whether this answers a question otherwise than `before`.
+    fn is_news(&self, before: &Self) -> bool {
+        let answers = |it: &Self| (it.endpoints, it.open.map(|open| open > 0), it.unknown.clone());
+        answers(self) != answers(before)
+    }
+}
+
 /// Tells every stream to look at once. The value says whether the resolver is leaving.
 #[derive(Clone, Debug)]
 pub struct News(watch::Sender<bool>);
@@ -50,6 +74,7 @@ impl News {
 struct Entry {
     service: Arc<Service>,
     ack: Option<Ack>,
+    activity: Option<Activity>,
 }
 
 /// The present state of every ElastiService; clones share it.
@@ -88,7 +113,7 @@ impl Board {
 
     /// Adds a Service that nothing is in effect of yet.
     pub fn add(&self, uid: &str, service: Arc<Service>) {
-        self.entries().insert(uid.to_owned(), Entry { service, ack: None });
+        self.entries().insert(uid.to_owned(), Entry { service, ack: None, activity: None });
     }
 
     /// Takes a Service out.
@@ -115,6 +140,13 @@ impl Board {
         }
     }
 
+    /// Says what the connections to pods do; nothing of those ElastiServices that `activity` lacks.
+    pub fn observe(&self, mut activity: BTreeMap<String, Activity>) {
+        for (uid, entry) in self.entries().iter_mut() {
+            entry.activity = activity.remove(uid);
+        }
+    }
+
     /// The operators have been sent the news that connections of `uid` are held.
     pub fn notified(&self, uid: &str) {
         if let Some(entry) = self.entries().get(uid) {
@@ -128,10 +160,13 @@ impl Board {
         if regular {
             sent.0.retain(|uid, _| entries.contains_key(uid));
         }
-        entries
-            .iter()
-            .flat_map(|(uid, entry)| sent.due(uid, entry.ack.as_ref(), entry.service.traffic(), regular))
-            .collect()
+        let now = Instant::now();
+        let mut due = Vec::new();
+        for (uid, entry) in entries.iter() {
+            due.extend(sent.due(uid, entry.ack.as_ref(), entry.service.traffic(), regular));
+            due.extend(entry.activity.as_ref().filter(|_| regular).and_then(|it| sent.activity_due(uid, it, now)));
+        }
+        due
     }
 
     /// No code panics while it holds the lock.
@@ -142,13 +177,21 @@ impl Board {
 
 /// What one stream has sent.
 #[derive(Debug, Default)]
-pub struct Sent(BTreeMap<String, (Option<Ack>, Option<Traffic>)>);
+pub struct Sent(BTreeMap<String, SentOfOne>);
+
+#[derive(Debug, Default)]
+struct SentOfOne {
+    ack: Option<Ack>,
+    traffic: Option<Traffic>,
+    /// And when.
+    activity: Option<(Activity, Instant)>,
+}
 
 impl Sent {
     fn due(&mut self, uid: &str, ack: Option<&Ack>, traffic: Traffic, regular: bool) -> Vec<ResolverMessage> {
         // Nothing is said of an ElastiService before it is in effect.
         let Some(ack) = ack else { return Vec::new() };
-        let (sent_ack, sent_traffic) = self.0.entry(uid.to_owned()).or_default();
+        let SentOfOne { ack: sent_ack, traffic: sent_traffic, .. } = self.0.entry(uid.to_owned()).or_default();
         let mut due = Vec::new();
         let acknowledges = sent_ack.as_ref() != Some(ack);
         let edge = sent_traffic.is_none_or(|sent| (sent.held == 0) != (traffic.held == 0));
@@ -170,6 +213,23 @@ impl Sent {
             });
         }
         due
+    }
+
+    fn activity_due(&mut self, uid: &str, activity: &Activity, now: Instant) -> Option<ResolverMessage> {
+        let sent = self.0.get_mut(uid)?;
+        // Nothing is said of an ElastiService before it is in effect.
+        sent.ack.as_ref()?;
+        let due = sent.activity.as_ref().is_none_or(|(before, at)| {
+            activity.is_news(before) || (activity != before && now.saturating_duration_since(*at) >= ACTIVITY_INTERVAL)
+        });
+        if !due {
+            return None;
+        }
+        sent.activity = Some((activity.clone(), now));
+        let Activity { endpoints, open, opened, last, unknown } = activity.clone();
+        let idle = now.saturating_duration_since(last);
+        let idle_ms = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
+        Some(ResolverMessage::Activity { uid: uid.to_owned(), endpoints, open, opened, idle_ms, unknown })
     }
 }
 
@@ -219,6 +279,31 @@ mod tests {
         assert_eq!(kinds(&sent.due("a", Some(&redirecting), traffic(0, 0), false)), ["ack"]);
         let holding = Ack { holding: true, ..redirecting };
         assert_eq!(kinds(&sent.due("a", Some(&holding), traffic(0, 1), false)), ["traffic", "ack"]);
+    }
+
+    #[test]
+    fn activity_is_told_when_it_is_news_and_else_every_two_seconds_while_there_is_any() {
+        let (start, mut sent) = (Instant::now(), Sent::default());
+        let activity = Activity { endpoints: 1, open: Some(0), opened: 0, last: start, unknown: None };
+        assert_eq!(sent.activity_due("a", &activity, start), None, "not in effect");
+        sent.due("a", Some(&ACK), traffic(0, 0), true);
+        let told = sent.activity_due("a", &activity, start + ACTIVITY_INTERVAL);
+        assert!(matches!(told, Some(ResolverMessage::Activity { idle_ms: 2000, .. })), "{told:?}");
+        let later = start + ACTIVITY_INTERVAL * 100;
+        assert_eq!(sent.activity_due("a", &activity, later), None, "nothing has happened");
+        let used = Activity { opened: 1, last: later, ..activity.clone() };
+        assert!(sent.activity_due("a", &used, later).is_some());
+        let again = Activity { opened: 2, ..used.clone() };
+        assert_eq!(sent.activity_due("a", &again, later + ACTIVITY_INTERVAL / 2), None);
+        assert!(sent.activity_due("a", &again, later + ACTIVITY_INTERVAL).is_some());
+        let unknown = Some("x".to_owned());
+        for news in [
+            Activity { unknown, ..again.clone() },
+            Activity { endpoints: 2, ..again.clone() },
+            Activity { open: None, ..again },
+        ] {
+            assert!(sent.activity_due("a", &news, later + ACTIVITY_INTERVAL).is_some(), "{news:?}");
+        }
     }
 
     #[test]

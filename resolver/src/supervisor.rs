@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use elasti_api::message::{Mode, OperatorMessage, ServiceState};
+use elasti_api::message::{HEARTBEAT_TIMEOUT, Mode, OperatorMessage, ServiceState};
 use elasti_runtime::admin::Readiness;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -24,6 +24,7 @@ use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::report::{Ack, Board};
 use crate::service::{PortView, Service, View};
+use crate::tracking::{Track, Tracker};
 
 /// What `/readyz` waits for.
 pub const SNAPSHOT: &str = "snapshot of an operator";
@@ -33,6 +34,9 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// The redirect map is written anew every this many ticks, should somebody have changed it behind our back.
 const REPAIR_TICKS: u64 = 5;
+
+/// How long the resolver tries to open a connection to a pod of its node, to see whether that is seen.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Messages taken in before listeners and redirects follow: a snapshot costs few rounds, a lone change no wait.
 const BATCH: usize = 256;
@@ -83,6 +87,10 @@ pub struct Parts {
     pub patience: Patience,
     /// What redirects.
     pub interception: Interception,
+    /// What follows connections to pods, or why nothing does.
+    pub track: Result<Box<dyn Track>, String>,
+    /// Name of this node.
+    pub node: String,
     /// What connections need.
     pub context: Context,
     /// Gives each listener its share.
@@ -103,14 +111,20 @@ pub struct Supervisor {
     directory: Directory,
     live: BTreeMap<String, Live>,
     draining: Named,
+    tracker: Tracker,
+    /// Why connections to pods are not followed at the moment.
+    lapse: Option<String>,
     phase: Phase,
 }
 
 impl Supervisor {
     /// Knows of no ElastiService yet.
     pub fn new(parts: Parts) -> Self {
+        let tracker = Tracker::new(parts.node.clone(), Instant::now());
         Self {
             parts,
+            tracker,
+            lapse: None,
             directory: Directory::default(),
             live: BTreeMap::new(),
             draining: Named::default(),
@@ -145,6 +159,7 @@ impl Supervisor {
                     let touched = self.stale();
                     let repair = self.parts.interception.check() || ticks % REPAIR_TICKS == 0;
                     self.settle(&touched, repair);
+                    self.observe();
                 }
             }
         }
@@ -152,6 +167,7 @@ impl Supervisor {
 
     fn leave(&mut self) {
         self.parts.interception.stop();
+        self.parts.track = Err("the resolver is about to stop".to_owned());
         self.parts.board.leave();
     }
 
@@ -167,12 +183,65 @@ impl Supervisor {
         self.live.iter().filter(|(_, live)| live.error.is_some()).map(|(uid, _)| uid.clone()).collect()
     }
 
+    /// Follows the connections to the pods that the states name.
+    fn follow(&mut self) {
+        let now = Instant::now();
+        self.tracker.update(self.directory.services().values().map(|state| &**state), now);
+        if let Ok(track) = &mut self.parts.track {
+            track.sync(&self.tracker.wanted(now));
+        }
+    }
+
+    /// Looks at the connections to pods, and says what they do.
+    fn observe(&mut self) {
+        let now = Instant::now();
+        if self.parts.heard.silence() > HEARTBEAT_TIMEOUT {
+            self.tracker.missed(now);
+        }
+        let seen = match &mut self.parts.track {
+            Ok(track) => {
+                match track.reattach() {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        self.lapse = None;
+                        tracing::warn!("what follows connections was detached by somebody else, and is attached again");
+                        self.parts.metrics.repairs("programs").inc();
+                        self.tracker.lapsed(now);
+                    }
+                    Err(error) => {
+                        // Active until it can be attached.
+                        self.tracker.lapsed(now);
+                        if self.lapse.replace(error.clone()).is_none() {
+                            tracing::error!(error, "connections to pods are not followed meanwhile");
+                        }
+                    }
+                }
+                track.sync(&self.tracker.wanted(now));
+                track.look()
+            }
+            Err(why) => Err(why.clone()),
+        };
+        let outcome = self.tracker.outcome(seen.as_ref().map_err(String::as_str), now);
+        self.parts.board.observe(outcome.answers);
+        let Context { dialer, connections, .. } = &self.parts.context;
+        for address in outcome.dials {
+            let dialer = *dialer;
+            connections.spawn(async move {
+                if let Err(error) = dialer.connect(address, &[], DIAL_TIMEOUT).await {
+                    tracing::debug!(%address, %error, "cannot dial a pod");
+                }
+            });
+        }
+    }
+
     /// Makes what `touched` names as the directory says.
     fn settle(&mut self, touched: &BTreeSet<String>, repair: bool) {
         if touched.is_empty() && !repair {
             self.ready();
             return;
         }
+        // Before anybody is sent to a pod.
+        self.follow();
         let mut gone = Vec::new();
         for uid in touched {
             match self.directory.services().get(uid) {

@@ -1,8 +1,9 @@
 //! A host of its own for one test: a network namespace without an uplink and a cgroup, removed when dropped.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 /// The address of the host that stands for a resolver's pod, in both families.
 pub const RESOLVER: [&str; 2] = ["10.200.0.1", "fd00:200::1"];
@@ -58,8 +59,17 @@ impl Host {
 
     /// Starts a server that greets every connection with its own name; returns its port on [`RESOLVER`]'s addresses.
     pub fn serve(&mut self, name: &str) -> u16 {
+        self.start("", &["serve", name])
+    }
+
+    /// Starts a server in a cgroup below the host's own that takes whatever it gets and never says anything.
+    pub fn keep(&mut self, cgroup: &str) -> u16 {
+        self.start(cgroup, &["keep"])
+    }
+
+    fn start(&mut self, cgroup: &str, arguments: &[&str]) -> u16 {
         let mut child =
-            self.inside(probe()).args(["serve", name]).stdout(Stdio::piped()).spawn().expect("cannot start a server");
+            self.below(cgroup, probe()).args(arguments).stdout(Stdio::piped()).spawn().expect("cannot start a server");
         let mut port = String::new();
         BufReader::new(child.stdout.take().expect("piped")).read_line(&mut port).expect("a server's port");
         self.children.push(child);
@@ -76,6 +86,57 @@ impl Host {
         let output =
             self.below(cgroup, probe()).arg("connect").args(arguments).output().expect("cannot start a client");
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// Opens a connection that stays open until it is dropped.
+    pub fn talk(&self, address: SocketAddr) -> Talk {
+        open(self.inside(probe()), address)
+    }
+
+    /// The same as a process of this name in a cgroup below the host's own.
+    pub fn talk_as(&self, name: &str, cgroup: &str, address: SocketAddr) -> Talk {
+        let directory = tempfile::tempdir().expect("a directory");
+        let program = directory.path().join(name);
+        std::os::unix::fs::symlink(probe(), &program).expect("a link");
+        open(self.below(cgroup, program), address)
+    }
+}
+
+fn open(mut program: Command, address: SocketAddr) -> Talk {
+    program.arg("talk").arg(address.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = program.spawn().expect("cannot start a client");
+    let said = BufReader::new(child.stdout.take().expect("piped"));
+    let mut talk = Talk { child, said };
+    talk.expect("connected");
+    talk
+}
+
+/// An open connection of a client.
+#[derive(Debug)]
+pub struct Talk {
+    child: Child,
+    said: BufReader<ChildStdout>,
+}
+
+impl Talk {
+    /// Sends one byte.
+    pub fn say(&mut self) {
+        let input = self.child.stdin.as_mut().expect("piped");
+        input.write_all(b"x\n").and_then(|()| input.flush()).expect("the client runs");
+        self.expect("sent");
+    }
+
+    fn expect(&mut self, word: &str) {
+        let mut line = String::new();
+        self.said.read_line(&mut line).expect("a word of the client");
+        assert_eq!(line.trim(), word);
+    }
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
     }
 }
 

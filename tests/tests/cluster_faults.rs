@@ -226,7 +226,7 @@ fn fault_5_programs_that_are_detached_are_attached_again_and_nothing_is_lost() {
     let repairs = || metric("elasti_resolver_redirect_repairs_total", "what=\"programs\"");
     let before = repairs();
     for node in [1, 2] {
-        assert_eq!(detach_programs(&cgroup_of_node(node)), 4);
+        assert_eq!(detach_programs(&cgroup_of_node(node)), 5);
     }
     until("both resolvers have repaired it", || (repairs() > before + 1.5).then_some(()));
     assert!(metric("elasti_resolver_redirect_enabled", "") > 1.5);

@@ -283,7 +283,7 @@ fn a_resolver_is_not_killed_while_it_drains() {
 
 #[test]
 fn programs_have_the_least_privileges() {
-    for (pod, added) in [(operator(), json!(null)), (resolver(), json!(["BPF", "NET_ADMIN"]))] {
+    for (pod, added) in [(operator(), json!(null)), (resolver(), json!(["BPF", "NET_ADMIN", "PERFMON"]))] {
         let spec = &pod["spec"];
         assert_eq!(list(&spec["containers"]).len(), 1);
         for host in ["hostNetwork", "hostPID", "hostIPC", "initContainers"] {

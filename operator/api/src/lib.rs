@@ -3,6 +3,7 @@
 //! Reading order: [`names`] (what objects, ports and flags are called), [`message`] (what travels on the resolver
 //! stream), and, with the feature `crd`, [`v1alpha1`] (the ElastiService resource).
 
+pub mod cidr;
 pub mod message;
 pub mod names;
 #[cfg(feature = "crd")]

@@ -11,6 +11,8 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::cidr::Cidr;
+
 /// The newest protocol version that this build reads, and the one that it writes.
 pub const PROTOCOL: u32 = 1;
 
@@ -28,6 +30,13 @@ pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
 /// For how long the address of a pod that is about to end is redirected at most: a client whose endpoint list is older than
 /// this has other troubles, and the address must be free for the next pod soon.
 pub const DRAINING_LIFETIME: Duration = Duration::from_secs(3);
+
+/// While connections come or carry data, [`ResolverMessage::Activity`] is sent no more often than this.
+pub const ACTIVITY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// By how much what an operator knows of connections to pods may lag behind: sockets are looked at every second, and told of
+/// within [`ACTIVITY_INTERVAL`]; the rest is for the way.
+pub const ACTIVITY_LAG: Duration = Duration::from_secs(4);
 
 /// Whether connections to a Service are intercepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -119,6 +128,53 @@ pub struct ServiceState {
     pub draining_pods: Vec<String>,
     /// How connections are held.
     pub hold: HoldPolicy,
+    /// Connections to the target's pods are to be followed; `None` when no trigger asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracking: Option<Tracking>,
+}
+
+/// Which connections to pods resolvers follow, each those of the pods on its own node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tracking {
+    /// The addresses of the target's pods, ready or not, by node.
+    pub nodes: Vec<TrackedNode>,
+    /// Clients whose connections do not count.
+    #[serde(default)]
+    pub ignore_sources: Vec<Cidr>,
+}
+
+/// The addresses of the target's pods on one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrackedNode {
+    /// Name of the node.
+    pub node: String,
+    /// The addresses.
+    pub endpoints: Vec<TrackedEndpoint>,
+}
+
+/// One address of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrackedEndpoint {
+    /// Pod address and target port.
+    pub address: SocketAddr,
+    /// UID of the pod; empty when the endpoint is none of a pod.
+    pub pod: String,
+    /// Whether clients may be sent there.
+    pub ready: bool,
+}
+
+/// A number that stands for a set of addresses, in whatever order: [`ResolverMessage::Activity`] says by it which pods it is
+/// about. FNV-1a of 64 bits, over the sorted texts.
+pub fn digest(addresses: impl IntoIterator<Item = SocketAddr>) -> u64 {
+    let mut texts: Vec<String> = addresses.into_iter().map(|address| format!("{address};")).collect();
+    texts.sort_unstable();
+    texts
+        .iter()
+        .flat_map(|text| text.bytes())
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 /// One TCP port of a Service.
@@ -227,6 +283,24 @@ pub enum ResolverMessage {
         /// Connections accepted since the resolver started; growth is traffic.
         accepted: u64,
     },
+    /// What the connections to the pods of an ElastiService on this node do, those of resolvers and probers aside. Sent only where
+    /// a state has [`Tracking`] with pods of the node: at the next heartbeat when another answer than before is given to
+    /// whether anything is known or open, else every [`ACTIVITY_INTERVAL`] while there is activity.
+    Activity {
+        /// UID of the ElastiService.
+        uid: String,
+        /// [`digest`] of the addresses that this is about.
+        endpoints: u64,
+        /// Connections that are open now; `None` when some may be that are older than the programs and silent since.
+        open: Option<u32>,
+        /// Connections opened since they are followed.
+        opened: u64,
+        /// For how long no connection was opened or carried data, in ms: at the time of sending, and no longer than they have
+        /// been followed.
+        idle_ms: u64,
+        /// Why nothing of this can be relied on, if so.
+        unknown: Option<String>,
+    },
     /// The resolver is about to stop: it must leave all slices; it goes on serving meanwhile.
     Leaving,
     /// Sent every [`HEARTBEAT_INTERVAL`].
@@ -301,7 +375,26 @@ mod tests {
             }],
             draining_pods: vec!["p".into()],
             hold: HoldPolicy::default(),
+            tracking: Some(Tracking {
+                nodes: vec![TrackedNode {
+                    node: "n".into(),
+                    endpoints: vec![TrackedEndpoint {
+                        address: "10.244.0.9:8080".parse().unwrap(),
+                        pod: "p".into(),
+                        ready: true,
+                    }],
+                }],
+                ignore_sources: vec!["10.0.0.0/8".parse().unwrap()],
+            }),
         }
+    }
+
+    #[test]
+    fn a_set_of_addresses_has_one_digest_and_another_set_another() {
+        let [a, b, c] = ["10.0.0.1:80", "10.0.0.1:81", "[fd00::1]:80"].map(|address| address.parse().unwrap());
+        assert_eq!(digest([a, b, c]), digest([c, a, b]));
+        assert_ne!(digest([a, b]), digest([a, c]));
+        assert_ne!(digest([]), digest([a]));
     }
 
     #[test]
@@ -326,6 +419,15 @@ mod tests {
             error: None,
         };
         assert_eq!(decode::<ResolverMessage>(&encode(&ack).unwrap()).unwrap(), ack);
+        let activity = ResolverMessage::Activity {
+            uid: "u".into(),
+            endpoints: u64::MAX,
+            open: None,
+            opened: 7,
+            idle_ms: 1500,
+            unknown: Some("x".into()),
+        };
+        assert_eq!(decode::<ResolverMessage>(&encode(&activity).unwrap()).unwrap(), activity);
         let leaving = encode(&ResolverMessage::Leaving).unwrap();
         assert_eq!(decode::<ResolverMessage>(&leaving).unwrap(), ResolverMessage::Leaving);
     }
@@ -334,6 +436,7 @@ mod tests {
     fn a_state_of_an_operator_that_knows_no_draining_pods_is_read() {
         let mut old = serde_json::to_value(service()).unwrap();
         old.as_object_mut().unwrap().remove("drainingPods").unwrap();
+        old.as_object_mut().unwrap().remove("tracking").unwrap();
         old["ports"][0].as_object_mut().unwrap().remove("draining").unwrap();
         let read: ServiceState = serde_json::from_value(old).unwrap();
         assert!(read.draining_pods.is_empty() && read.ports[0].draining.is_empty());

@@ -121,6 +121,7 @@ impl World {
             redirect_disabled: None,
             leaving: false,
             ack: None,
+            activity: None,
             traffic: Traffic::default(),
         });
     }

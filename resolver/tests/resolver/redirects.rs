@@ -49,7 +49,8 @@ async fn draining(
 ) -> (World, watch::Receiver<(Entries, bool)>, watch::Receiver<Draining>) {
     let ((map, written), (pods, draining)) =
         (watch::channel((Entries::new(), true)), watch::channel(Draining::default()));
-    let redirection = Redirection::On { redirect: Box::new(Fake(map, pods)), mark: |_| Ok(()) };
+    let redirection =
+        Redirection::On { redirect: Box::new(Fake(map, pods)), mark: |_| Ok(()), track: Err("off".into()) };
     (World::with(services, redirection, patience).await, written, draining)
 }
 

@@ -155,6 +155,8 @@ impl Resolver {
             pod: vec![address],
             patience: elasti_resolver::fallback::Patience::default(),
             interception: Interception::new(None, metrics.clone()),
+            track: Err("there is no eBPF here".to_owned()),
+            node: "node".to_owned(),
             context: Context::new(dialer),
             capacity: Capacity::new(Limits { descriptors: u64::MAX, memory: None }, metrics.clone()),
             board: board.clone(),

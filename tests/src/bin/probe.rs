@@ -16,6 +16,10 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 enum Probe {
     /// Listens on every address, prints the port, greets every connection
     Serve { name: String },
+    /// Listens on every address, prints the port, and keeps every connection without a word
+    Keep,
+    /// Connects, and sends each line that it reads; ends with its input
+    Talk { address: SocketAddr },
     /// Connects, prints the peer that the socket names and the greeting
     Connect {
         /// Whom to dial, one after the other with the same socket
@@ -35,6 +39,8 @@ enum Probe {
 fn main() -> Result<()> {
     match Probe::parse() {
         Probe::Serve { name } => serve(&name),
+        Probe::Keep => keep(),
+        Probe::Talk { address } => talk(address),
         Probe::Connect { addresses, mapped, mark, udp } => {
             match connect(&addresses, mapped, mark, udp) {
                 Ok(seen) => println!("{seen}"),
@@ -50,6 +56,26 @@ fn serve(name: &str) -> Result<()> {
     println!("{}", listener.local_addr()?.port());
     for stream in listener.incoming() {
         stream?.write_all(name.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn keep() -> Result<()> {
+    let listener = std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0))?;
+    println!("{}", listener.local_addr()?.port());
+    for stream in listener.incoming() {
+        let mut stream = stream?;
+        std::thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
+    }
+    Ok(())
+}
+
+fn talk(address: SocketAddr) -> Result<()> {
+    let mut stream = std::net::TcpStream::connect(address)?;
+    println!("connected");
+    for line in std::io::stdin().lines() {
+        stream.write_all(line?.as_bytes())?;
+        println!("sent");
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! What is said on one stream, both ways, until it ends.
 
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use elasti_api::message::{DecodeError, HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, MAX_LINE, ResolverMessage, decode};
@@ -14,7 +14,7 @@ use tokio_util::codec::{AnyDelimiterCodec, AnyDelimiterCodecError, Decoder};
 use super::Streams;
 use crate::metrics::GaugeGuard;
 use crate::publication::{Feed, FeedError};
-use crate::resolvers::{Ack, Connection, Identity, TooManyServices, Traffic};
+use crate::resolvers::{Ack, Activity, Connection, Identity, TooManyServices, Traffic};
 
 /// A resolver that takes nothing of what it is sent for this long is ended: it would go on with an outdated state.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,7 +58,8 @@ pub(super) async fn run(
     );
     let connection = streams.resolvers.connect(identity);
     let _counted = streams.metrics.stream();
-    let mut reader = Reader { streams, connection: &connection, newer: None, malformed_told: false };
+    let mut reader =
+        Reader { streams, connection: &connection, newer: None, malformed_told: false, started: Instant::now() };
     tokio::select! {
         ended = reader.run(&mut lines) => ended,
         ended = write(&connection, sender, feed) => ended,
@@ -117,6 +118,7 @@ struct Reader<'a> {
     /// Set once the resolver has sent something of a newer version.
     newer: Option<GaugeGuard>,
     malformed_told: bool,
+    started: Instant,
 }
 
 impl Reader<'_> {
@@ -137,6 +139,12 @@ impl Reader<'_> {
             }
             ResolverMessage::Traffic { uid, held, forwarding, accepted } => {
                 self.connection.traffic(&uid, Traffic { held, forwarding, accepted })
+            }
+            ResolverMessage::Activity { uid, endpoints, open, opened: _, idle_ms, unknown } => {
+                let now = Instant::now();
+                // What lies before the machine's start is as long ago as can be told.
+                let last = now.checked_sub(Duration::from_millis(idle_ms)).unwrap_or(self.started);
+                self.connection.active(&uid, Activity { endpoints, open, last, unknown })
             }
             ResolverMessage::Leaving => {
                 self.connection.leaving();

@@ -33,6 +33,7 @@ pub struct Report {
     counts: BTreeMap<(String, Kind, Window), Count>,
     cycles: BTreeMap<String, u64>,
     failures: Vec<String>,
+    apart: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -53,10 +54,11 @@ struct Json<'a> {
     total: Count,
     rows: Vec<Row<'a>>,
     failures: &'a [String],
+    apart: &'a [String],
 }
 
 impl Report {
-    /// Counts a request. `what` describes it in case it has failed.
+    /// Counts a request. `what` describes it in case it has no answer.
     pub fn add(&mut self, service: &str, kind: Kind, window: Window, verdict: Verdict, what: impl FnOnce() -> String) {
         let count = self.counts.entry((service.to_owned(), kind, window)).or_default();
         count.requests += 1;
@@ -66,7 +68,10 @@ impl Report {
                 count.failed += 1;
                 self.failures.push(what());
             }
-            Verdict::Apart => count.apart += 1,
+            Verdict::Apart => {
+                count.apart += 1;
+                self.apart.push(what());
+            }
         }
     }
 
@@ -149,6 +154,7 @@ impl Report {
             total: self.total(),
             rows: rows.collect(),
             failures: &self.failures,
+            apart: &self.apart,
         }
     }
 }

@@ -112,10 +112,13 @@ pub async fn build(config: Config, client: Client, levels: Levels) -> anyhow::Re
         resolvers: resolvers.clone(),
         publication: publication.clone(),
         leadership: election.state(),
-        triggers: Triggers::new(Defaults {
-            server_address: config.prometheus_server_address,
-            authorization: Some(config.prometheus_authorization.0).filter(|header| !header.is_empty()),
-        }),
+        triggers: Triggers::new(
+            Defaults {
+                server_address: config.prometheus_server_address,
+                authorization: Some(config.prometheus_authorization.0).filter(|header| !header.is_empty()),
+            },
+            client.clone(),
+        ),
         settings: Settings {
             kube_proxy_sync: config.kube_proxy_sync,
             polling_interval: config.polling_interval,

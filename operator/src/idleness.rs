@@ -8,7 +8,9 @@ use futures::future::join_all;
 
 use crate::observed::Verdict;
 
+mod https;
 mod prometheus;
+mod secrets;
 
 pub use prometheus::{Defaults, Prometheus};
 
@@ -19,19 +21,19 @@ pub struct Triggers {
 }
 
 impl Triggers {
-    /// With what the operator is set to.
-    pub fn new(defaults: Defaults) -> Self {
-        Self { prometheus: Prometheus::new(defaults) }
+    /// With what the operator is set to; `client` reads the Secrets that triggers name.
+    pub fn new(defaults: Defaults, client: kube::Client) -> Self {
+        Self { prometheus: Prometheus::new(defaults, client) }
     }
 
-    /// Asks every trigger of `spec`. Busy if one sees traffic, else unknown if one cannot tell, else idle.
-    pub async fn ask(&self, spec: &ElastiServiceSpec) -> Verdict {
+    /// Asks every trigger of `spec`, of an ElastiService in this namespace. Busy if one sees traffic, else unknown if one cannot tell, else idle.
+    pub async fn ask(&self, namespace: &str, spec: &ElastiServiceSpec) -> Verdict {
         let triggers = spec.triggers.as_deref().unwrap_or_default();
         if triggers.is_empty() {
             return Verdict::Unknown("there is no trigger".to_owned());
         }
         let verdicts = join_all(triggers.iter().map(async |trigger| match prometheus::metadata(trigger) {
-            Ok(metadata) => self.prometheus.ask(&metadata, spec.cooldown()).await,
+            Ok(metadata) => self.prometheus.ask(namespace, &metadata, spec.cooldown()).await,
             Err(fault) => Verdict::Unknown(fault),
         }))
         .await;
@@ -76,6 +78,12 @@ mod tests {
         assert!(fault(&trigger(None)).unwrap().contains("query"));
         let unknown_key = serde_json::json!({"query": "q", "threshold": 1, "treshold": 2});
         assert!(fault(&trigger(Some(unknown_key))).unwrap().contains("treshold"));
+        let both = serde_json::json!({
+            "query": "q", "threshold": 1, "headers": {"authorization": "x"}, "authorizationSecret": {"name": "a", "key": "b"},
+        });
+        assert!(fault(&trigger(Some(both))).unwrap().contains("authorizationSecret"));
+        let no_ca = serde_json::json!({"query": "q", "threshold": 1, "tls": {"ca": "hello"}});
+        assert!(fault(&trigger(Some(no_ca))).unwrap().contains("tls.ca"));
         assert!(fault(&ScaleTrigger { type_: "moon".into(), metadata: None }).unwrap().contains("moon"));
     }
 }

@@ -174,6 +174,34 @@ pub struct PrometheusMetadata {
     /// Headers of the query's request.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
+    /// Where the `Authorization` header is kept: a Secret in the namespace of the ElastiService.
+    #[serde(default)]
+    pub authorization_secret: Option<SecretKey>,
+    /// How the server's certificate is checked; absent: by the authorities that the operator's system trusts.
+    #[serde(default)]
+    pub tls: Option<TriggerTls>,
+}
+
+/// One value of a Secret.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretKey {
+    /// Name of the Secret.
+    pub name: String,
+    /// Key of the value.
+    pub key: String,
+}
+
+/// How the certificate of a trigger's server is checked.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TriggerTls {
+    /// The authorities to trust, and no others: certificates in PEM.
+    #[serde(default)]
+    pub ca: Option<String>,
+    /// Trust any certificate. Whoever is on the way to the server can put the target to sleep and read the headers.
+    #[serde(default)]
+    pub insecure_skip_verify: bool,
 }
 
 /// An autoscaler of the target.
@@ -420,7 +448,7 @@ fn number_or_string<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D
     }
     match Threshold::deserialize(deserializer)? {
         Threshold::Number(number) => Ok(number),
-        Threshold::Text(text) => text.trim().parse().map_err(|_| {
+        Threshold::Text(text) => text.trim().parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| {
             serde::de::Error::custom(format!("threshold {text:?} is not a number, write one such as \"0.5\""))
         }),
     }
@@ -468,9 +496,11 @@ mod tests {
                 serde_json::from_value(serde_json::json!({"query": "q", "threshold": threshold})).unwrap();
             assert!((metadata.threshold - 0.5).abs() < f64::EPSILON);
         }
-        let bad = serde_json::json!({"query": "q", "threshold": "half"});
-        let error = serde_json::from_value::<PrometheusMetadata>(bad).unwrap_err().to_string();
-        assert!(error.contains("half"), "{error}");
+        for bad in ["half", "NaN", "inf", ""] {
+            let metadata = serde_json::json!({"query": "q", "threshold": bad});
+            let error = serde_json::from_value::<PrometheusMetadata>(metadata).unwrap_err().to_string();
+            assert!(error.contains(&format!("{bad:?}")), "{error}");
+        }
     }
 
     #[test]

@@ -217,7 +217,8 @@ impl Controller {
         let (this, elasti) = (self.clone(), elasti.clone());
         self.parts.tasks.spawn(async move {
             let asked = Instant::now();
-            let verdict = this.parts.triggers.ask(&elasti.spec).await;
+            let namespace = elasti.metadata.namespace.clone().unwrap_or_default();
+            let verdict = this.parts.triggers.ask(&namespace, &elasti.spec).await;
             this.answered(&uid, asked, verdict);
         });
     }

@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use elasti_api::v1alpha1::{PrometheusMetadata, ScaleTrigger};
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
-use http::{Request, StatusCode, Uri};
+use http::{HeaderMap, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Deserialize;
 
+use super::https::{self, Clients, HttpsClient};
+use super::secrets::Secrets;
 use crate::observed::Verdict;
 
 /// How long one query may take, as in KubeElasti.
@@ -37,7 +36,8 @@ pub struct Defaults {
 /// Asks Prometheus servers.
 #[derive(Clone)]
 pub struct Prometheus {
-    client: Client<hyper_rustls::HttpsConnector<HttpConnector>, Empty<bytes::Bytes>>,
+    clients: Clients,
+    secrets: Secrets,
     defaults: Defaults,
 }
 
@@ -47,75 +47,97 @@ pub(super) fn metadata(trigger: &ScaleTrigger) -> Result<PrometheusMetadata, Str
         return Err(format!("trigger type {:?} is unknown; the known type is prometheus", trigger.type_));
     }
     let metadata = trigger.metadata.clone().unwrap_or_else(|| serde_json::Value::Object(serde_json::Map::default()));
-    serde_json::from_value(metadata).map_err(|error| format!("metadata of the prometheus trigger: {error}"))
+    let metadata: PrometheusMetadata =
+        serde_json::from_value(metadata).map_err(|error| format!("metadata of the prometheus trigger: {error}"))?;
+    if metadata.authorization_secret.is_some() && metadata.headers.keys().any(|name| is_authorization(name)) {
+        return Err("headers has an Authorization and authorizationSecret names another; name one".to_owned());
+    }
+    match metadata.tls.as_ref().and_then(https::fault) {
+        Some(fault) => Err(fault),
+        None => Ok(metadata),
+    }
+}
+
+fn is_authorization(header: &str) -> bool {
+    header.eq_ignore_ascii_case(AUTHORIZATION.as_str())
 }
 
 impl Prometheus {
-    /// With what the operator is set to.
-    pub fn new(defaults: Defaults) -> Self {
-        let builder = hyper_rustls::HttpsConnectorBuilder::new();
-        let https = match builder.with_native_roots() {
-            Ok(builder) => builder,
-            // Without the system's certificates plain HTTP still works, and HTTPS fails with an error that says so.
-            Err(_) => hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(
-                rustls::ClientConfig::builder()
-                    .with_root_certificates(rustls::RootCertStore::empty())
-                    .with_no_client_auth(),
-            ),
-        };
-        let https = https.https_or_http().enable_http1().build();
-        let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(https);
-        Self { client, defaults }
+    /// With what the operator is set to; `client` reads Secrets.
+    pub fn new(defaults: Defaults, client: kube::Client) -> Self {
+        Self { clients: Clients::new(), secrets: Secrets::new(client), defaults }
     }
 
-    /// Whether the target is idle.
-    pub(super) async fn ask(&self, metadata: &PrometheusMetadata, cooldown: Duration) -> Verdict {
-        let answer = tokio::time::timeout(TIMEOUT, self.value_while_up(metadata, cooldown)).await;
-        match answer {
+    /// Whether the target of an ElastiService in this namespace is idle.
+    pub(super) async fn ask(&self, namespace: &str, metadata: &PrometheusMetadata, cooldown: Duration) -> Verdict {
+        let asked = async {
+            let server = self.server(namespace, metadata).await?;
+            server.value_while_up(metadata, cooldown).await
+        };
+        match tokio::time::timeout(TIMEOUT, asked).await {
             Ok(Ok(value)) => judge(value, metadata.threshold),
             Ok(Err(why)) => Verdict::Unknown(why),
             Err(_) => Verdict::Unknown(format!("Prometheus did not answer within {} s", TIMEOUT.as_secs())),
         }
     }
 
-    async fn value_while_up(&self, metadata: &PrometheusMetadata, cooldown: Duration) -> Result<f64, String> {
-        let filter = metadata.uptime_filter.as_deref().unwrap_or(UPTIME_FILTER);
-        let up = format!("min_over_time((max(up{{{filter}}}) or vector(0))[{}s:])", cooldown.as_secs_f64().ceil());
-        let (up, value) =
-            futures::future::try_join(self.query(metadata, &up), self.query(metadata, &metadata.query)).await?;
-        if (up - 1.0).abs() > f64::EPSILON {
-            return Err(format!("Prometheus was not up for the whole cooldown, as up{{{filter}}} says"));
-        }
-        Ok(value)
-    }
-
-    async fn query(&self, metadata: &PrometheusMetadata, query: &str) -> Result<f64, String> {
-        let (address, authorization) = match (&metadata.server_address, &self.defaults.server_address) {
-            (Some(own), default) => {
-                (own, self.defaults.authorization.as_ref().filter(|_| default.as_ref() == Some(own)))
-            }
-            (None, Some(default)) => (default, self.defaults.authorization.as_ref()),
-            (None, None) => {
-                return Err("the trigger has no serverAddress and the operator no default one; set either".to_owned());
-            }
+    async fn server<'a>(&'a self, namespace: &str, metadata: &'a PrometheusMetadata) -> Result<Server<'a>, String> {
+        let default = self.defaults.server_address.as_deref();
+        let address =
+            metadata.server_address.as_deref().or(default).ok_or_else(|| {
+                "the trigger has no serverAddress and the operator no default one; set either".to_owned()
+            })?;
+        let mut headers = HeaderMap::new();
+        let authorization = match &metadata.authorization_secret {
+            Some(secret) => Some(self.secrets.value(namespace, secret).await?),
+            // For that address, and for no other.
+            None => self.defaults.authorization.clone().filter(|_| default == Some(address)),
         };
-        let uri: Uri =
-            format!("{}/api/v1/query?query={}", address.trim_end_matches('/'), escape(query)).parse().map_err(
-                |error| format!("serverAddress {address:?} is not an address such as http://prometheus:9090: {error}"),
-            )?;
-        let mut request = Request::get(uri);
         if let Some(authorization) = authorization {
-            request = request.header(AUTHORIZATION, authorization);
+            let mut value = HeaderValue::try_from(authorization)
+                .map_err(|_| "the authorization cannot stand in an HTTP header".to_owned())?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
         }
-        let mut request = request.body(Empty::new()).map_err(|error| format!("serverAddress {address:?}: {error}"))?;
         for (name, value) in &metadata.headers {
             let (name, value) = name
                 .parse::<HeaderName>()
                 .ok()
                 .zip(HeaderValue::from_str(value).ok())
                 .ok_or_else(|| format!("headers: {name:?} or its value cannot stand in an HTTP header"))?;
-            request.headers_mut().insert(name, value);
+            headers.insert(name, value);
         }
+        Ok(Server { client: self.clients.of(metadata.tls.as_ref())?, address, headers })
+    }
+}
+
+/// One server, as one trigger asks it.
+struct Server<'a> {
+    client: HttpsClient,
+    address: &'a str,
+    headers: HeaderMap,
+}
+
+impl Server<'_> {
+    async fn value_while_up(&self, metadata: &PrometheusMetadata, cooldown: Duration) -> Result<f64, String> {
+        let filter = metadata.uptime_filter.as_deref().unwrap_or(UPTIME_FILTER);
+        let up = format!("min_over_time((max(up{{{filter}}}) or vector(0))[{}s:])", cooldown.as_secs_f64().ceil());
+        let (up, value) = futures::future::try_join(self.query(&up), self.query(&metadata.query)).await?;
+        if (up - 1.0).abs() > f64::EPSILON {
+            return Err(format!("Prometheus was not up for the whole cooldown, as up{{{filter}}} says"));
+        }
+        Ok(value)
+    }
+
+    async fn query(&self, query: &str) -> Result<f64, String> {
+        let address = self.address;
+        let uri: Uri =
+            format!("{}/api/v1/query?query={}", address.trim_end_matches('/'), escape(query)).parse().map_err(
+                |error| format!("serverAddress {address:?} is not an address such as http://prometheus:9090: {error}"),
+            )?;
+        let mut request =
+            Request::get(uri).body(Empty::new()).map_err(|error| format!("serverAddress {address:?}: {error}"))?;
+        request.headers_mut().extend(self.headers.clone());
         let response =
             self.client.request(request).await.map_err(|error| format!("cannot ask {address}: {}", root(&error)))?;
         let status = response.status();
@@ -190,36 +212,4 @@ fn escape(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn answer(result_type: &str, result: &serde_json::Value) -> Result<f64, String> {
-        let body = serde_json::json!({"status": "success", "data": {"resultType": result_type, "result": result}});
-        single_value(&serde_json::to_vec(&body).unwrap())
-    }
-
-    #[test]
-    fn only_one_finite_number_is_an_answer() {
-        let series = |value: &str| serde_json::json!({"metric": {}, "value": [1.0, value]});
-        assert_eq!(answer("vector", &serde_json::json!([series("0.25")])), Ok(0.25));
-        assert_eq!(answer("scalar", &serde_json::json!([1.0, "2"])), Ok(2.0));
-        for bad in ["NaN", "+Inf", "-Inf", "", "x"] {
-            assert!(answer("vector", &serde_json::json!([series(bad)])).is_err(), "{bad}");
-        }
-        assert!(answer("vector", &serde_json::json!([])).unwrap_err().contains("0 series"));
-        assert!(answer("vector", &serde_json::json!([series("1"), series("1")])).unwrap_err().contains("2 series"));
-        assert!(single_value(b"{}").is_err());
-    }
-
-    #[test]
-    fn below_the_threshold_is_idle() {
-        assert_eq!(judge(0.4, 0.5), Verdict::Idle);
-        assert_eq!(judge(0.5, 0.5), Verdict::Busy);
-        assert_eq!(judge(-1.0, 0.5), Verdict::Busy);
-    }
-
-    #[test]
-    fn queries_are_escaped() {
-        assert_eq!(escape("sum(rate(x[1m])) + 1"), "sum%28rate%28x%5B1m%5D%29%29%20%2B%201");
-    }
-}
+mod tests;

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::observed::{Addressing, Observed, ServiceObserved, TargetState, Verdict};
 use crate::plan::{self, published};
-use crate::{autoscaler, idleness, schedule};
+use crate::{autoscaler, idleness, probes, schedule};
 
 /// A condition's reason and message.
 type Cause = (&'static str, String);
@@ -90,6 +90,11 @@ fn autoscaler_fault(observed: &Observed<'_>) -> Option<Cause> {
     plan::autoscaler::fault(&observed.autoscaler, named).map(|(_, reason, message)| (reason, message))
 }
 
+fn probe_fault(observed: &Observed<'_>) -> Option<Cause> {
+    let fault = probes::fault(&observed.elasti.spec)?;
+    Some(("InvalidProbeResponse", format!("{fault}; the rule is left out, so what it should answer wakes the target")))
+}
+
 fn resolver_fault(observed: &Observed<'_>) -> Option<Cause> {
     let status = observed.elasti.status.clone().unwrap_or_default();
     if observed.resolvers.is_empty() {
@@ -106,7 +111,7 @@ fn resolver_fault(observed: &Observed<'_>) -> Option<Cause> {
 
 /// All conditions. A condition whose status does not change keeps its transition time.
 pub fn conditions(observed: &Observed<'_>, mode: Mode, now: Timestamp) -> Vec<Condition> {
-    let ready = [service_fault, target_fault, trigger_fault, autoscaler_fault, resolver_fault]
+    let ready = [service_fault, target_fault, trigger_fault, autoscaler_fault, probe_fault, resolver_fault]
         .iter()
         .find_map(|fault| fault(observed));
     let ready = match ready {

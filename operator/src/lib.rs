@@ -19,6 +19,7 @@ pub mod permissions;
 pub mod plan;
 pub mod ports;
 pub mod private_service;
+pub mod probes;
 pub mod protocol;
 pub mod publication;
 pub mod resolvers;

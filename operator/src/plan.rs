@@ -21,6 +21,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::autoscaler::{AutoscalerObserved, Wish};
 use crate::conditions;
 use crate::observed::{DrainingEndpoint, Observed, ResolverSlice, ServiceObserved, TargetState, Verdict};
+use crate::probes;
 use crate::protocol;
 use crate::schedule;
 use crate::slices;
@@ -710,6 +711,7 @@ fn state(
         ports,
         draining_pods: draining::pods(draining),
         hold: elasti.spec.hold_policy(),
+        probes: probes::rules(&elasti.spec),
         tracking: None,
     })
 }
@@ -733,6 +735,7 @@ fn closed(observed: &Observed<'_>) -> Option<ServiceState> {
         ports: Vec::new(),
         draining_pods: Vec::new(),
         hold: observed.elasti.spec.hold_policy(),
+        probes: Vec::new(),
         tracking: None,
     })
 }

@@ -29,6 +29,10 @@ use crate::service::Service;
 /// A client that is refused has this long to show what it speaks: its first packet is on its way, or there is none.
 const REFUSAL_PATIENCE: Duration = Duration::from_millis(100);
 
+/// Where some requests are answered in place of the target and it is not known that HTTP is spoken, a client that has shown
+/// nothing for this long is taken for one that waits for the target to speak. A health check sends with its connection.
+const PROBE_PATIENCE: Duration = Duration::from_millis(200);
+
 /// Clients that are refused in the words of their protocol at once, over all Services; others are reset. Fewer than
 /// [`crate::capacity`] leaves open files for, since it refuses when these run out.
 const REFUSALS: usize = 64;
@@ -101,12 +105,29 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 /// Serves one accepted connection to its end. The context's end ends it with a reset.
 pub async fn serve(service: Arc<Service>, port: u16, stream: TcpStream, context: Arc<Context>) {
     let since = Instant::now();
-    service.accept();
     let Ok(client) = Client::of(&stream, &service, port) else {
         service.close(Closed::ClientLeft);
         return;
     };
-    let (protocol, policy) = (said(&service, port), service.views().borrow().hold);
+    let protocol = said(&service, port);
+    let (policy, probed) = {
+        let views = service.views();
+        let view = views.borrow();
+        (view.hold, view.probes.is_some())
+    };
+    if probed && protocol != Protocol::Tcp {
+        match context.ended.run_until_cancelled(asked(&stream, protocol)).await.unwrap_or(Asked::Nothing) {
+            Asked::Http(spoken) => {
+                // Whether it is traffic is known request by request.
+                service.metrics().accepted.inc();
+                let session = Session { service, port, client, context };
+                return Box::pin(http::serve(spoken, stream, None, session)).await;
+            }
+            Asked::Nothing => return service.close(Closed::ClientLeft),
+            Asked::Other => {}
+        }
+    }
+    service.accept();
     if let Some(most) = policy.max_buffered_bytes {
         buffer(&stream, most as usize);
     }
@@ -135,7 +156,7 @@ pub async fn serve(service: Arc<Service>, port: u16, stream: TcpStream, context:
         spoken => {
             drop(forwarding);
             let session = Session { service, port, client, context };
-            Box::pin(http::serve(spoken, stream, reached, session)).await;
+            Box::pin(http::serve(spoken, stream, Some(reached), session)).await;
         }
     }
 }
@@ -229,6 +250,31 @@ async fn first_speaker(client: &TcpStream, target: &TcpStream, said: Protocol) -
         biased;
         spoken = shown(client, said) => spoken.ok().flatten().unwrap_or(Spoken::Bytes),
         _ = target.readable(), if said != Protocol::Http => Spoken::Bytes,
+    }
+}
+
+/// What a client asks for, where some requests are answered in place of the target.
+enum Asked {
+    /// Requests of HTTP.
+    Http(Spoken),
+    /// Nothing: it has left, or the resolver ends.
+    Nothing,
+    /// Something else, or it has not said.
+    Other,
+}
+
+async fn asked(stream: &TcpStream, said: Protocol) -> Asked {
+    let shown = shown(stream, said);
+    let shown = if said == Protocol::Http {
+        shown.await
+    } else {
+        let Ok(shown) = timeout(PROBE_PATIENCE, shown).await else { return Asked::Other };
+        shown
+    };
+    match shown {
+        Ok(Some(spoken @ (Spoken::Http1 | Spoken::Http2))) => Asked::Http(spoken),
+        Ok(Some(Spoken::Bytes)) => Asked::Other,
+        Ok(None) | Err(_) => Asked::Nothing,
     }
 }
 

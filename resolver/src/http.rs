@@ -44,6 +44,7 @@ pub mod goaway;
 pub mod headers;
 pub mod inbox;
 pub mod io;
+pub mod probe;
 pub mod upstream;
 
 /// Pause before a request goes to a target that takes connections and closes them unread.
@@ -89,15 +90,17 @@ struct Exchange {
     upstream: Mutex<Option<Upstream>>,
 }
 
-/// Serves a connection that speaks HTTP to its end; `target` is a connection to the target that nothing was sent on.
-pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Reached, session: Session) {
-    let Reached { target, place } = reached;
+/// Serves a connection that speaks HTTP to its end; `reached` is a connection to the target that nothing was sent on, if there
+/// is one already.
+pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Option<Reached>, session: Session) {
     let bytes = session.service.metrics().bytes.clone();
     let context = Arc::clone(&session.context);
     let inbox = (spoken == Spoken::Http1).then(Arc::<Inbox>::default);
-    let upstream = Upstream::new(spoken, target, place.backend()).await.ok();
-    // Counted by the request from here on: a connection between two requests is no traffic.
-    drop(place);
+    let upstream = match reached {
+        // Its place goes here: a connection between two requests is no traffic, and each request takes its own.
+        Some(Reached { target, place }) => Upstream::new(spoken, target, place.backend()).await.ok(),
+        None => None,
+    };
     let ask = Ask::default();
     let io = ClientIo::new(stream, bytes, inbox.clone());
     let views = session.service.views();
@@ -223,6 +226,13 @@ impl Exchange {
         let since = Instant::now();
         let answering = self.inbox.as_ref().map(Answering::new);
         let Session { service, client, .. } = &self.session;
+        if let Some(response) = self.probed(&request) {
+            let mut response = response.map(|body| body.during(During { answering, forwarding: None }));
+            if self.hands_over(request.body().size_hint().exact()) {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            return Ok(response);
+        }
         service.request();
         let grpc = answer::is_grpc(request.headers());
         let (mut parts, body) = request.into_parts();
@@ -274,6 +284,15 @@ impl Exchange {
         }
         let during = During { answering, forwarding: Some(forwarding) };
         Ok(Response::from_parts(parts, Body::of(body).during(during)))
+    }
+
+    /// The answer to a request that the target shall not be woken for. It is no traffic.
+    fn probed(&self, request: &Request<Incoming>) -> Option<Response<Body>> {
+        let service = &self.session.service;
+        let rules = service.views().borrow().probes.clone()?;
+        let response = probe::answer(&rules, request)?;
+        service.metrics().probes.inc();
+        Some(response)
     }
 
     /// Whether the client shall, and can without loss, be asked to connect anew. A request whose body has this length is

@@ -21,6 +21,7 @@ pub struct Metrics {
     forwarding: IntGaugeVec,
     accepted: IntCounterVec,
     requests: IntCounterVec,
+    probes: IntCounterVec,
     closed: IntCounterVec,
     bytes: IntCounterVec,
     wake: HistogramVec,
@@ -47,6 +48,7 @@ impl Metrics {
             forwarding: by_service("forwarded_connections", "Connections that are forwarded now.")?,
             accepted: counted("accepted_connections_total", "Connections accepted.")?,
             requests: counted("requests_total", "HTTP requests forwarded, or answered in place of the target.")?,
+            probes: counted("probe_responses_total", "HTTP requests answered as spec.probeResponse says.")?,
             closed: IntCounterVec::new(
                 Opts::new(name("closed_connections_total"), "Held connections that never reached the target."),
                 &["namespace", "service", "reason"],
@@ -76,11 +78,12 @@ impl Metrics {
                 "Messages ignored because a newer operator sent them.",
             )?,
         };
-        let collectors: [Box<dyn Collector>; 13] = [
+        let collectors: [Box<dyn Collector>; 14] = [
             Box::new(metrics.held.clone()),
             Box::new(metrics.forwarding.clone()),
             Box::new(metrics.accepted.clone()),
             Box::new(metrics.requests.clone()),
+            Box::new(metrics.probes.clone()),
             Box::new(metrics.closed.clone()),
             Box::new(metrics.bytes.clone()),
             Box::new(metrics.wake.clone()),
@@ -113,6 +116,7 @@ impl Metrics {
             forwarding: self.forwarding.with_label_values(&labels),
             accepted: self.accepted.with_label_values(&labels),
             requests: self.requests.with_label_values(&labels),
+            probes: self.probes.with_label_values(&labels),
             bytes: self.bytes.with_label_values(&labels),
             closed: Closed::ALL.map(|reason| self.closed.with_label_values(&[namespace, service, reason.as_str()])),
         }
@@ -126,6 +130,7 @@ impl Metrics {
         drop(self.forwarding.remove_label_values(&labels));
         drop(self.accepted.remove_label_values(&labels));
         drop(self.requests.remove_label_values(&labels));
+        drop(self.probes.remove_label_values(&labels));
         drop(self.bytes.remove_label_values(&labels));
         for reason in Closed::ALL {
             drop(self.closed.remove_label_values(&[namespace, service, reason.as_str()]));
@@ -160,6 +165,8 @@ pub struct ServiceMetrics {
     pub accepted: IntCounter,
     /// HTTP requests.
     pub requests: IntCounter,
+    /// HTTP requests answered as `spec.probeResponse` says.
+    pub probes: IntCounter,
     /// Bytes forwarded, both directions.
     pub bytes: IntCounter,
     closed: [IntCounter; Closed::ALL.len()],

@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use elasti_api::message::{HoldPolicy, Protocol};
+use elasti_api::probe::ProbeRules;
 use tokio::sync::watch;
 
 use crate::balance::Load;
@@ -28,6 +29,8 @@ pub struct View {
     pub ports: BTreeMap<u16, PortView>,
     /// Clients can reach the target directly: those that can be sent there shall be.
     pub direct: bool,
+    /// Requests that are answered in place of the target; absent if there are none.
+    pub probes: Option<Arc<ProbeRules>>,
 }
 
 /// What connections need to know of an interception port.

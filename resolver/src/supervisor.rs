@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use elasti_api::message::{HEARTBEAT_TIMEOUT, Mode, OperatorMessage, ServiceState};
+use elasti_api::probe::ProbeRules;
 use elasti_runtime::admin::Readiness;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -77,6 +78,7 @@ struct Live {
     state: Arc<ServiceState>,
     listeners: BTreeMap<u16, Listener>,
     error: Option<String>,
+    probes: Option<Arc<ProbeRules>>,
 }
 
 /// What the supervisor is made of.
@@ -283,14 +285,15 @@ impl Supervisor {
             let service = Service::new(&state.namespace, &state.service, metrics.clone(), board.news());
             let service = Arc::new(service);
             board.add(uid, Arc::clone(&service));
-            Live { service, state: Arc::clone(&state), listeners: BTreeMap::new(), error: None }
+            Live { service, state: Arc::clone(&state), listeners: BTreeMap::new(), error: None, probes: None }
         });
         if live.state.mode != state.mode || live.state.revision != state.revision {
             let (namespace, service, mode) = (&state.namespace, &state.service, state.mode.as_str());
             tracing::info!(namespace, service, mode, revision = state.revision, "changed");
         }
         live.state = state;
-        live.service.set(view(&live.state, self.phase));
+        live.probes = probes(live.probes.take(), &live.state);
+        live.service.set(view(&live.state, live.probes.clone(), self.phase));
         let was = live.error.take();
         for port in live.state.ports.iter().map(|port| port.interception_port) {
             if live.listeners.contains_key(&port) {
@@ -341,7 +344,7 @@ impl Supervisor {
 }
 
 /// What connections need to know of `state`.
-fn view(state: &ServiceState, phase: Phase) -> View {
+fn view(state: &ServiceState, probes: Option<Arc<ProbeRules>>, phase: Phase) -> View {
     // When the operators have gone silent they cannot end it.
     let holding = state.holding && phase == Phase::Informed;
     let ports = state.ports.iter().map(|port| {
@@ -353,7 +356,21 @@ fn view(state: &ServiceState, phase: Phase) -> View {
         };
         (port.interception_port, view)
     });
-    View { hold: state.hold, ports: ports.collect(), direct: state.mode == Mode::Serve }
+    View { hold: state.hold, ports: ports.collect(), direct: state.mode == Mode::Serve, probes }
+}
+
+/// The rules of `state`: those that are known, if they are the same, since expressions are dear to compile.
+fn probes(known: Option<Arc<ProbeRules>>, state: &ServiceState) -> Option<Arc<ProbeRules>> {
+    if state.probes.is_empty() {
+        return None;
+    }
+    known.filter(|known| known.source() == state.probes).or_else(|| {
+        let (rules, faults) = ProbeRules::new(state.probes.clone());
+        for fault in faults {
+            tracing::warn!(namespace = state.namespace, service = state.service, fault, "left out");
+        }
+        Some(Arc::new(rules))
+    })
 }
 
 async fn until(end: Option<Instant>) {

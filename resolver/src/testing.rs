@@ -25,6 +25,7 @@ pub(crate) fn service_state(uid: &str, revision: u64, interception_port: u16) ->
         }],
         draining_pods: vec![],
         hold: HoldPolicy::default(),
+        probes: vec![],
         tracking: None,
     }
 }

@@ -11,6 +11,8 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::probe::ProbeRule;
+
 use crate::cidr::Cidr;
 
 /// The newest protocol version that this build reads, and the one that it writes.
@@ -128,6 +130,9 @@ pub struct ServiceState {
     pub draining_pods: Vec<String>,
     /// How connections are held.
     pub hold: HoldPolicy,
+    /// HTTP requests that are answered in place of the target.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<ProbeRule>,
     /// Connections to the target's pods are to be followed; `None` when no trigger asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tracking: Option<Tracking>,
@@ -375,6 +380,7 @@ mod tests {
             }],
             draining_pods: vec!["p".into()],
             hold: HoldPolicy::default(),
+            probes: vec![],
             tracking: Some(Tracking {
                 nodes: vec![TrackedNode {
                     node: "n".into(),

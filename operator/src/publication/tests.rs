@@ -18,6 +18,7 @@ fn state(uid: &str, revision: u64) -> ServiceState {
         ports: vec![],
         draining_pods: vec![],
         hold: HoldPolicy::default(),
+        probes: vec![],
         tracking: None,
     }
 }

@@ -30,7 +30,7 @@ pub(crate) async fn head(stream: &mut TcpStream) -> Option<String> {
 }
 
 /// Reads a response with a `content-length`: its head and body.
-async fn response(stream: &mut TcpStream) -> (String, String) {
+pub(crate) async fn response(stream: &mut TcpStream) -> (String, String) {
     let head = soon(head(stream)).await.expect("a response");
     let length = field(&head, "content-length").map_or(0, |length| length.parse().unwrap());
     let mut body = vec![0; length];

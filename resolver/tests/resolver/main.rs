@@ -11,6 +11,7 @@ mod http;
 mod http2;
 mod limits;
 mod operator;
+mod probes;
 mod redirects;
 mod streams;
 mod world;

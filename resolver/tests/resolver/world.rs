@@ -159,6 +159,7 @@ pub(crate) fn state(uid: &str, revision: u64, interception_port: u16, backends: 
         }],
         draining_pods: vec![],
         hold: HoldPolicy::default(),
+        probes: vec![],
         tracking: None,
     }
 }

@@ -207,6 +207,7 @@ fn state(revision: u64, backends: usize) -> ServiceState {
         }],
         draining_pods: vec![],
         hold: HoldPolicy::default(),
+        probes: vec![],
         tracking: None,
     }
 }

@@ -72,15 +72,18 @@ fn compare(program: Program, report: &Report, control: &Report, redirects: bool)
     };
     let ((count, cycles), (control_count, control_cycles)) = (of(report, ""), of(control, "control-"));
     println!(
-        "{}: {} failed and {} ended with their pod in {cycles} cycles; without Elasti {} and {} in {control_cycles}",
+        "{}: {} failed and {} ended with their pod in {} cycles; without Elasti {} and {} in {}",
         program.name(),
         count.failed,
         count.apart,
+        cycles.len(),
         control_count.failed,
-        control_count.apart
+        control_count.apart,
+        control_cycles.len()
     );
     let spared = !redirects && program != Program::Drains;
     assert!(spared || count.failed == 0, "requests without their right answer");
-    let lost = |count: Count| if spared { count.failed + count.apart } else { count.apart };
-    assert!(not_more(lost(count), cycles, lost(control_count), control_cycles), "more is lost than without Elasti");
+    let lost = |count: &Count| if spared { count.failed + count.apart } else { count.apart };
+    let losses = |cycles: &[Count]| cycles.iter().map(lost).collect::<Vec<_>>();
+    assert!(not_more(&losses(&cycles), &losses(&control_cycles)), "more is lost than without Elasti");
 }

@@ -99,7 +99,7 @@ impl<'a> Runner<'a> {
     }
 
     /// Goes through a cycle: from direct connections to zero and back.
-    pub async fn cycle(&mut self, plan: Plan) {
+    pub async fn cycle(&mut self, number: usize, plan: Plan) {
         self.until("is served directly", State::is_direct).await;
         let begun = now();
         let mut loads = self.sessions(plan.way);
@@ -117,7 +117,7 @@ impl<'a> Runner<'a> {
         self.stop(&burst);
         loads.extend(burst);
         for load in loads {
-            self.run.keep(self.service, &plan.to_string(), self.run.clients.records(load).await);
+            self.run.keep(self.service, number, &plan.to_string(), self.run.clients.records(load).await);
         }
     }
 
@@ -139,7 +139,7 @@ impl<'a> Runner<'a> {
         self.run.watches.note(&self.service.name, Event::Restored);
         loads.extend(burst);
         for load in loads {
-            self.run.keep(self.service, "control", self.run.clients.records(load).await);
+            self.run.keep(self.service, number, "control", self.run.clients.records(load).await);
         }
     }
 

@@ -27,11 +27,20 @@ impl Count {
     }
 }
 
+/// A cycle of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cycle {
+    /// Name of the Service.
+    pub service: String,
+    /// Unique among its cycles.
+    pub number: usize,
+}
+
 /// The report of a run.
 #[derive(Debug, Default)]
 pub struct Report {
     counts: BTreeMap<(String, Kind, Window), Count>,
-    cycles: BTreeMap<String, u64>,
+    cycles: BTreeMap<Cycle, Count>,
     failures: Vec<String>,
     apart: Vec<String>,
 }
@@ -50,7 +59,7 @@ struct Json<'a> {
     run: &'a str,
     /// Services without ElastiService, scaled down and up by hand under the same load.
     control: Option<Box<Json<'a>>>,
-    cycles: &'a BTreeMap<String, u64>,
+    cycles: BTreeMap<&'a str, u64>,
     total: Count,
     rows: Vec<Row<'a>>,
     failures: &'a [String],
@@ -59,25 +68,16 @@ struct Json<'a> {
 
 impl Report {
     /// Counts a request. `what` describes it in case it has no answer.
-    pub fn add(&mut self, service: &str, kind: Kind, window: Window, verdict: Verdict, what: impl FnOnce() -> String) {
-        let count = self.counts.entry((service.to_owned(), kind, window)).or_default();
-        count.requests += 1;
+    pub fn add(&mut self, cycle: &Cycle, kind: Kind, window: Window, verdict: Verdict, what: impl FnOnce() -> String) {
+        let one = |verdict_is| u64::from(verdict == verdict_is);
+        let count = Count { requests: 1, failed: one(Verdict::Failed), apart: one(Verdict::Apart) };
+        self.counts.entry((cycle.service.clone(), kind, window)).or_default().add(count);
+        self.cycles.entry(cycle.clone()).or_default().add(count);
         match verdict {
             Verdict::Answered => {}
-            Verdict::Failed => {
-                count.failed += 1;
-                self.failures.push(what());
-            }
-            Verdict::Apart => {
-                count.apart += 1;
-                self.apart.push(what());
-            }
+            Verdict::Failed => self.failures.push(what()),
+            Verdict::Apart => self.apart.push(what()),
         }
-    }
-
-    /// Counts cycles of a Service.
-    pub fn add_cycles(&mut self, service: &str, cycles: u64) {
-        *self.cycles.entry(service.to_owned()).or_default() += cycles;
     }
 
     /// Requests that count, of those that `wanted` names.
@@ -96,9 +96,16 @@ impl Report {
         self.sum(|_, _, _| true)
     }
 
-    /// Cycles of the Services that `wanted` names.
-    pub fn cycles(&self, wanted: impl Fn(&str) -> bool) -> u64 {
-        self.cycles.iter().filter(|(service, _)| wanted(service)).map(|(_, cycles)| cycles).sum()
+    /// The counts of each cycle of the Services that `wanted` names.
+    pub fn cycles(&self, wanted: impl Fn(&str) -> bool) -> Vec<Count> {
+        self.cycles.iter().filter(|(cycle, _)| wanted(&cycle.service)).map(|(_, count)| *count).collect()
+    }
+
+    fn services(&self) -> BTreeMap<&str, u64> {
+        self.cycles.keys().fold(BTreeMap::new(), |mut services, cycle| {
+            *services.entry(&*cycle.service).or_default() += 1;
+            services
+        })
     }
 
     /// What is known of each failed request.
@@ -122,11 +129,11 @@ impl Report {
             }
         }
         let total = self.total();
-        let cycles: u64 = self.cycles.values().sum();
         let _infallible = write!(
             text,
-            "\n{cycles} cycles of {} Services: {} requests, {} failed, {} counted apart",
+            "\n{} cycles of {} Services: {} requests, {} failed, {} counted apart",
             self.cycles.len(),
+            self.services().len(),
             total.requests,
             total.failed,
             total.apart
@@ -150,7 +157,7 @@ impl Report {
         Json {
             run,
             control: control.map(|control| Box::new(control.to_json("control", None))),
-            cycles: &self.cycles,
+            cycles: self.services(),
             total: self.total(),
             rows: rows.collect(),
             failures: &self.failures,
@@ -159,14 +166,19 @@ impl Report {
     }
 }
 
-/// Whether `lost` requests in `cycles` are not more than those of a control, as far as so few cycles can tell: the
-/// difference of the means is within three standard deviations of what counts of independent losses spread.
+/// Whether the losses of cycles are not more than those of a control's, as far as so few can tell: the means differ by at
+/// most three standard errors. What one pod takes along is lost together, so cycles spread more than independent losses
+/// would, and never less.
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-pub fn not_more(lost: u64, cycles: u64, control_lost: u64, control_cycles: u64) -> bool {
-    let mean = |lost: u64, cycles: u64| lost as f64 / cycles.max(1) as f64;
-    let variance = |lost: u64, cycles: u64| mean(lost, cycles) / cycles.max(1) as f64;
-    let spread = (variance(lost, cycles) + variance(control_lost, control_cycles)).sqrt();
-    mean(lost, cycles) - mean(control_lost, control_cycles) <= 3.0 * spread
+pub fn not_more(lost: &[u64], control: &[u64]) -> bool {
+    let mean_and_error = |lost: &[u64]| {
+        let count = lost.len().max(1) as f64;
+        let mean = lost.iter().sum::<u64>() as f64 / count;
+        let squares: f64 = lost.iter().map(|lost| (*lost as f64 - mean).powi(2)).sum();
+        (mean, mean.max(squares / (count - 1.0).max(1.0)) / count)
+    };
+    let ((mean, error), (control_mean, control_error)) = (mean_and_error(lost), mean_and_error(control));
+    mean - control_mean <= 3.0 * (error + control_error).sqrt()
 }
 
 fn cell(count: Count) -> String {
@@ -183,21 +195,23 @@ mod tests {
 
     #[test]
     fn losses_are_compared_by_cycle() {
-        assert!(not_more(0, 10, 0, 2));
-        assert!(not_more(100, 10, 20, 2) && not_more(105, 10, 20, 2));
-        assert!(!not_more(200, 10, 20, 2));
-        assert!(!not_more(10, 10, 0, 2), "where the control loses nothing, nothing may be lost over and over");
+        assert!(not_more(&[0; 10], &[0; 2]) && not_more(&[10; 10], &[10; 2]) && not_more(&[11; 10], &[10; 2]));
+        assert!(!not_more(&[20; 10], &[10; 2]));
+        assert!(!not_more(&[1; 10], &[0; 2]), "where the control loses nothing, nothing may be lost over and over");
+        assert!(not_more(&[0, 0, 0, 20], &[0; 4]), "one pod with all its connections");
+        assert!(!not_more(&[20, 0, 20, 20, 20], &[0; 4]), "one after the other");
     }
 
     #[test]
     fn requests_are_counted_by_what_became_of_them() {
         let mut report = Report::default();
+        let cycle = Cycle { service: "web".to_owned(), number: 0 };
         for verdict in [Verdict::Answered, Verdict::Failed, Verdict::Apart] {
-            report.add("web", Kind::KeepAlive, Window::Zero, verdict, || "reset".to_owned());
+            report.add(&cycle, Kind::KeepAlive, Window::Zero, verdict, || "reset".to_owned());
         }
-        report.add("web", Kind::Grpc, Window::Draining, Verdict::Answered, String::new);
-        report.add_cycles("web", 1);
+        report.add(&cycle, Kind::Grpc, Window::Draining, Verdict::Answered, String::new);
         assert_eq!(report.total(), Count { requests: 4, failed: 1, apart: 1 });
+        assert_eq!(report.cycles(|service| service == "web"), [report.total()]);
         assert_eq!(report.sum(|_, _, window| window == Window::Draining).requests, 1);
         assert_eq!(report.failures(), ["reset"]);
         assert!(report.table().contains("3 (1 FAILED)"), "{}", report.table());

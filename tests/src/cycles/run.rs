@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::clients::Clients;
 use super::cycle::{Plan, Runner};
-use super::report::Report;
+use super::report::{Cycle, Report};
 use super::triggers::Triggers;
 use super::watch::Watches;
 use crate::cluster::{IMAGE, NODES, Sandbox, get, kubectl, list};
@@ -119,7 +119,7 @@ pub struct Run {
     pub triggers: Triggers,
     /// Idleness before a target sleeps.
     cooldown: Duration,
-    records: Mutex<Vec<(Service, String, Record)>>,
+    records: Mutex<Vec<(Cycle, bool, String, Record)>>,
 }
 
 /// What each target of a run may do, in turns.
@@ -200,7 +200,7 @@ impl Run {
             for (round, cycle) in (number..count).step_by(services.len()).enumerate() {
                 let plan = Plan::of(plans + round);
                 eprintln!("{}: cycle {cycle}: {plan}", service.name);
-                runner.cycle(plan).await;
+                runner.cycle(round, plan).await;
             }
         });
         let control_runners = controls.iter().enumerate().map(|(number, service)| async move {
@@ -210,31 +210,27 @@ impl Run {
             }
         });
         tokio::join!(join_all(runners), join_all(control_runners));
-        for cycle in 0..count {
-            report.add_cycles(&services[cycle % services.len()].name, 1);
-        }
-        for service in controls {
-            control.add_cycles(&service.name, control_cycles as u64);
-        }
         self.judge(&mut report, &mut control);
         (report, control)
     }
 
-    /// Keeps what clients have recorded until it is judged.
-    pub fn keep(&self, service: &Service, plan: &str, records: Vec<Record>) {
+    /// Keeps what clients have recorded in a Service's cycle until it is judged. `plan` is for people.
+    pub fn keep(&self, service: &Service, number: usize, plan: &str, records: Vec<Record>) {
         let mut kept = self.records.lock().expect("nobody panics with it");
-        kept.extend(records.into_iter().map(|record| (service.clone(), plan.to_owned(), record)));
+        let cycle = Cycle { service: service.name.clone(), number };
+        kept.extend(records.into_iter().map(|record| (cycle.clone(), service.elasti, plan.to_owned(), record)));
     }
 
     fn judge(&self, report: &mut Report, control: &mut Report) {
         let resolvers = resolver_addresses();
         let records = std::mem::take(&mut *self.records.lock().expect("nobody panics with it"));
         let mut timelines = BTreeMap::new();
-        for (Service { name, elasti, .. }, plan, record) in records {
-            let timeline = timelines.entry(name.clone()).or_insert_with(|| self.watches.timeline(&name));
+        for (cycle, elasti, plan, record) in records {
+            let name = &cycle.service;
+            let timeline = timelines.entry(name.clone()).or_insert_with(|| self.watches.timeline(name));
             let (window, verdict) = (timeline.window(record.arrived), timeline.verdict(&record, &resolvers));
             let report = if elasti { &mut *report } else { &mut *control };
-            report.add(&name, record.kind, window, verdict, || {
+            report.add(&cycle, record.kind, window, verdict, || {
                 let from = record.connecting.min(record.arrived).saturating_sub(5_000_000);
                 format!(
                     "{name}, {plan}, {}: {record:?}\n since {from}:\n{}",

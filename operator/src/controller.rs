@@ -269,6 +269,10 @@ impl Wake for Arc<Controller> {
         }
         .boxed()
     }
+
+    fn elasti_services(&self) -> Vec<Arc<ElastiService>> {
+        self.parts.caches.elasti_services()
+    }
 }
 
 fn event(warning: bool, reason: &str, message: String) -> Event {

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -10,8 +11,9 @@ use elasti_runtime::admin::{Readiness, Routes};
 use elasti_runtime::http::Server;
 use elasti_runtime::shutdown;
 use elasti_runtime::telemetry::Levels;
+use hyper::body::Incoming;
 use prometheus::Registry;
-use tokio::net::TcpSocket;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,8 +23,11 @@ use crate::config::Config;
 use crate::connection::Context;
 use crate::forward::Dialer;
 use crate::interception::{Interception, Redirect};
+use crate::listener;
 use crate::metrics::Metrics;
+use crate::proxy::Proxy;
 use crate::report::Board;
+use crate::status;
 use crate::stream;
 use crate::stream::connection::{Connector, Identity};
 use crate::supervisor::{Heard, Parts, SNAPSHOT, Said, Supervisor};
@@ -60,8 +65,13 @@ pub enum Redirection {
 pub struct Bound {
     /// Where probes and metrics are.
     pub admin: SocketAddr,
+    /// Where HTTP requests are taken that name a Service.
+    pub proxied: SocketAddr,
     server: Server,
     routes: Routes,
+    board: Board,
+    proxy: Proxy,
+    proxy_listener: TcpListener,
     readiness: Readiness,
     supervisor: Supervisor,
     said: mpsc::Receiver<Said>,
@@ -72,13 +82,14 @@ pub struct Bound {
     drain_timeout: Duration,
 }
 
-/// Wires a resolver up. Fails when the admin port is taken.
+/// Wires a resolver up. Fails when the admin port or the proxy port is taken.
 pub async fn build(config: Config, redirection: Redirection, levels: Levels) -> anyhow::Result<Bound> {
     let registry = Registry::new();
     let metrics = Metrics::new(&registry)?;
     let readiness = Readiness::default();
     readiness.block(SNAPSHOT);
     let (board, heard) = (Board::default(), Heard::default());
+    let shown = board.clone();
     let (redirect, mark, track, redirect_disabled) = match redirection {
         Redirection::On { redirect, mark, track } => (Some(redirect), Some(mark), track, None),
         Redirection::Off(reason) => (None, None, Err(reason.clone()), Some(reason)),
@@ -114,10 +125,23 @@ pub async fn build(config: Config, redirection: Redirection, levels: Levels) -> 
     };
     let (sender, said) = mpsc::channel(SAID_BUFFER);
     let connector = Connector::new(identity, dialer, board, heard, metrics, sender);
+    let proxy = Proxy {
+        board: shown.clone(),
+        context: Arc::new(context.clone()),
+        share: capacity.share(),
+        header: config.header_for_host,
+        domain: config.cluster_domain,
+    };
+    let proxy_listener = listener::bind(config.proxy_port)
+        .with_context(|| format!("cannot listen on the proxy port {}", config.proxy_port))?;
     let server = Server::bind_any(config.admin_port).await.context("admin server")?;
     let routes = Routes::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"), registry, readiness.clone(), levels)?;
     Ok(Bound {
         admin: server.address(),
+        proxied: proxy_listener.local_addr()?,
+        board: shown,
+        proxy,
+        proxy_listener,
         server,
         routes,
         readiness,
@@ -135,10 +159,14 @@ impl Bound {
     /// Runs until `shutdown`; then leaves the slices, goes on serving until connections have ended or the drain time
     /// has, and resets what is left.
     pub async fn run(self, shutdown: CancellationToken) {
-        let Self { routes, context, drain_timeout, .. } = self;
+        let Self { routes, context, drain_timeout, board, .. } = self;
         let Context { connections, leaving, ended, .. } = context;
         let tasks = TaskTracker::new();
-        tasks.spawn(self.server.serve(move |request| std::future::ready(routes.answer(&request)), ended.clone()));
+        let answer = move |request: http::Request<Incoming>| {
+            std::future::ready(status::answer(&board, &request).unwrap_or_else(|| routes.answer(&request)))
+        };
+        tasks.spawn(self.server.serve(answer, ended.clone()));
+        tasks.spawn(self.proxy.run(self.proxy_listener));
         tasks.spawn(self.supervisor.run(self.said, shutdown.clone()));
         tasks.spawn(stream::run(self.connector, ended.clone()));
         let following = ended.clone();

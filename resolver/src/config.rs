@@ -8,6 +8,7 @@ use clap::Parser;
 use elasti_api::names;
 use elasti_runtime::config::Faults;
 use elasti_runtime::telemetry::{Format, Level};
+use http::HeaderName;
 
 use crate::capacity::Limits;
 use crate::fallback::Patience;
@@ -39,6 +40,15 @@ pub struct Arguments {
     /// Port for probes, metrics and the log level.
     #[arg(long, default_value_t = names::RESOLVER_PORT.to_string())]
     admin_port: String,
+    /// Port for HTTP requests that name a Service of an ElastiService by their host.
+    #[arg(long, default_value_t = names::RESOLVER_PROXY_PORT.to_string())]
+    resolver_proxy_port: String,
+    /// Header by which requests to that port name the Service; Host where they do not have it, or if empty.
+    #[arg(long, env = "HEADER_FOR_HOST", default_value = "X-Envoy-Decorator-Operation")]
+    header_for_host: String,
+    /// Domain of the cluster's DNS.
+    #[arg(long, env = "KUBERNETES_CLUSTER_DOMAIN", default_value = "cluster.local")]
+    kubernetes_cluster_domain: String,
     /// Whether eBPF redirects connections on the node: auto (where kernel and permissions allow it) or off.
     #[arg(long, default_value = "auto")]
     ebpf: String,
@@ -78,6 +88,12 @@ pub struct Config {
     pub pod_ips: Vec<IpAddr>,
     /// Port for probes and metrics; 0 for any.
     pub admin_port: u16,
+    /// Port for HTTP requests that name a Service; 0 for any.
+    pub proxy_port: u16,
+    /// Header by which they name it.
+    pub header_for_host: Option<HeaderName>,
+    /// Domain of the cluster's DNS.
+    pub cluster_domain: String,
     /// Whether to redirect by eBPF where possible.
     pub ebpf: bool,
     /// Where the host's cgroup hierarchies are mounted.
@@ -110,6 +126,12 @@ impl Config {
             node: faults.required("--node", &arguments.node),
             pod_ips: pod_ips(&arguments.pod_ips, &mut faults),
             admin_port: faults.parse("--admin-port", &arguments.admin_port).unwrap_or_default(),
+            proxy_port: faults.parse("--resolver-proxy-port", &arguments.resolver_proxy_port).unwrap_or_default(),
+            header_for_host: match arguments.header_for_host.trim() {
+                "" => None,
+                header => faults.parse("--header-for-host", header),
+            },
+            cluster_domain: faults.required("--kubernetes-cluster-domain", &arguments.kubernetes_cluster_domain),
             ebpf: ebpf(&arguments.ebpf, &mut faults),
             cgroup: arguments.cgroup.trim().into(),
             probers: arguments

@@ -98,7 +98,7 @@ impl Client {
 }
 
 /// IPv4 as IPv4: listeners take both families.
-fn canonical(address: SocketAddr) -> SocketAddr {
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
@@ -230,7 +230,7 @@ fn first_bytes(stream: &TcpStream, said: Protocol) -> io::Result<Option<Spoken>>
 }
 
 /// Waits until a client shows what it speaks; nothing when it closes without a word.
-async fn shown(stream: &TcpStream, said: Protocol) -> io::Result<Option<Spoken>> {
+pub(crate) async fn shown(stream: &TcpStream, said: Protocol) -> io::Result<Option<Spoken>> {
     loop {
         stream.readable().await?;
         match first_bytes(stream, said) {

@@ -80,7 +80,7 @@ pub struct Session {
 /// stood between.
 #[derive(Debug, thiserror::Error)]
 #[error("the target broke the connection off")]
-struct BrokenOff;
+pub struct BrokenOff;
 
 /// What the requests of one connection share.
 struct Exchange {
@@ -88,6 +88,28 @@ struct Exchange {
     spoken: Spoken,
     inbox: Option<Arc<Inbox>>,
     upstream: Mutex<Option<Upstream>>,
+}
+
+/// The requests of one client to one port of a Service, by a connection that bears others too.
+#[derive(Clone)]
+pub struct Requests(Arc<Exchange>);
+
+impl Requests {
+    /// The first one is still to come.
+    pub fn new(spoken: Spoken, session: Session) -> Self {
+        Self(Arc::new(Exchange { session, spoken, inbox: None, upstream: Mutex::default() }))
+    }
+
+    /// Whether the Service still has the port.
+    pub fn is_current(&self) -> bool {
+        let Session { service, port, .. } = &self.0.session;
+        service.views().borrow().ports.contains_key(port)
+    }
+
+    /// Forwards a request, or says why not.
+    pub async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, BrokenOff> {
+        Arc::clone(&self.0).answer(request).await
+    }
 }
 
 /// Serves a connection that speaks HTTP to its end; `reached` is a connection to the target that nothing was sent on, if there

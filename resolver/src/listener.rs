@@ -36,7 +36,7 @@ impl Listener {
 }
 
 /// On all addresses of both families, or of IPv4 alone where the kernel has no IPv6.
-fn bind(port: u16) -> io::Result<TcpListener> {
+pub(crate) fn bind(port: u16) -> io::Result<TcpListener> {
     let dual = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     let ipv4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
     bind_to(dual).or_else(|error| if error.kind() == io::ErrorKind::AddrInUse { Err(error) } else { bind_to(ipv4) })

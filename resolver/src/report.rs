@@ -116,6 +116,11 @@ impl Board {
         self.entries().insert(uid.to_owned(), Entry { service, ack: None, activity: None });
     }
 
+    /// All Services.
+    pub fn services(&self) -> Vec<Arc<Service>> {
+        self.entries().values().map(|entry| Arc::clone(&entry.service)).collect()
+    }
+
     /// Takes a Service out.
     pub fn remove(&self, uid: &str) {
         self.entries().remove(uid);

@@ -36,6 +36,8 @@ pub struct View {
 /// What connections need to know of an interception port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortView {
+    /// The number of the port in the Service.
+    pub number: u16,
     /// Where connections go; nowhere yet if empty.
     pub targets: Arc<[SocketAddr]>,
     /// What is spoken on it, as far as anybody has said.
@@ -90,6 +92,11 @@ impl Service {
             all_metrics,
             news,
         }
+    }
+
+    /// Whether this is its namespace and name.
+    pub fn is(&self, namespace: &str, name: &str) -> bool {
+        self.namespace == namespace && self.name == name
     }
 
     /// The metrics of this Service.

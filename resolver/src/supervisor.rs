@@ -349,6 +349,7 @@ fn view(state: &ServiceState, probes: Option<Arc<ProbeRules>>, phase: Phase) -> 
     let holding = state.holding && phase == Phase::Informed;
     let ports = state.ports.iter().map(|port| {
         let view = PortView {
+            number: port.port,
             targets: if holding { Arc::default() } else { fallback::targets(state, port, phase) },
             protocol: port.protocol,
             proxy_protocol: port.proxy_protocol,

@@ -212,24 +212,25 @@ fn contains(whole: &Value, part: &Value) -> bool {
 #[test]
 fn services_lead_to_the_ports_that_the_programs_listen_on() {
     let wanted = [
-        (names::OPERATOR_SERVICE, operator(), names::OPERATOR_PORT),
-        (names::OPERATOR_STREAM_SERVICE, operator(), names::OPERATOR_STREAM_PORT),
-        ("elasti-resolver-service", resolver(), names::RESOLVER_PORT),
+        (names::OPERATOR_SERVICE, operator(), vec![names::OPERATOR_PORT]),
+        (names::OPERATOR_STREAM_SERVICE, operator(), vec![names::OPERATOR_STREAM_PORT]),
+        ("elasti-resolver-service", resolver(), vec![names::RESOLVER_PORT, names::RESOLVER_PROXY_PORT]),
     ];
-    for (service, pod, number) in wanted {
+    for (service, pod, numbers) in wanted {
         let spec = object("Service", service)["spec"].take();
         assert!(contains(&pod["metadata"]["labels"], &spec["selector"]), "{service} selects its pods");
-        assert_eq!(list(&spec["ports"]).len(), 1, "{service}");
-        let port = &spec["ports"][0];
-        assert_eq!(port["port"], number, "{service}");
-        let target = named(&pod["spec"]["containers"][0]["ports"], text(&port["targetPort"]));
-        assert_eq!(target["containerPort"], number, "{service}");
+        assert_eq!(list(&spec["ports"]).len(), numbers.len(), "{service}");
+        for (port, number) in list(&spec["ports"]).iter().zip(numbers) {
+            assert_eq!(port["port"], number, "{service}");
+            let target = named(&pod["spec"]["containers"][0]["ports"], text(&port["targetPort"]));
+            assert_eq!(target["containerPort"], number, "{service}");
+        }
     }
     let stream = object("Service", names::OPERATOR_STREAM_SERVICE);
     assert_eq!(stream["spec"]["clusterIP"], "None", "its name resolves to every replica");
     let (operator, resolver) = (operator_config(), resolver_config());
     assert_eq!((operator.port, operator.stream_port), (names::OPERATOR_PORT, names::OPERATOR_STREAM_PORT));
-    assert_eq!(resolver.admin_port, names::RESOLVER_PORT);
+    assert_eq!((resolver.admin_port, resolver.proxy_port), (names::RESOLVER_PORT, names::RESOLVER_PROXY_PORT));
 }
 
 #[test]
@@ -273,6 +274,7 @@ fn ports_of_outgoing_connections_are_no_interception_ports() {
     let [first, last] = range[..] else { panic!("{sysctl}") };
     assert!(first < last && (last < names::INTERCEPTION_PORT_MIN || first > names::INTERCEPTION_PORT_MAX));
     const { assert!(names::RESOLVER_PORT < names::INTERCEPTION_PORT_MIN) };
+    const { assert!(names::RESOLVER_PROXY_PORT < names::INTERCEPTION_PORT_MIN) };
 }
 
 #[test]

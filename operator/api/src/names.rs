@@ -47,6 +47,9 @@ pub const OPERATOR_STREAM_PORT: u16 = 8014;
 /// Resolver: metrics and probes, as KubeElasti has it.
 pub const RESOLVER_PORT: u16 = 8013;
 
+/// Resolver: HTTP for those who name a Service by the `Host` header, as KubeElasti has it.
+pub const RESOLVER_PROXY_PORT: u16 = 8012;
+
 /// First interception port; below lie the resolver's own: its listeners, and what its pod dials from.
 pub const INTERCEPTION_PORT_MIN: u16 = 20_000;
 
@@ -55,6 +58,9 @@ pub const INTERCEPTION_PORT_MAX: u16 = 59_999;
 
 /// Path of KubeElasti's notification: a request has come for a Service at zero.
 pub const NOTIFY_PATH: &str = "/informer/incoming-request";
+
+/// Path of KubeElasti's page with every Service and its ElastiService.
+pub const CRD_CACHE_PATH: &str = "/crd-cache";
 
 /// Path of the resolver stream on [`OPERATOR_STREAM_PORT`]: one HTTP/2 POST whose bodies stream both ways.
 pub const STREAM_PATH: &str = "/resolver/stream";

@@ -1,17 +1,17 @@
-//! The plain HTTP port: `POST /informer/incoming-request` with KubeElasti's payload, and `/metrics`.
+//! The plain HTTP port: `POST /informer/incoming-request` with KubeElasti's payload, `/crd-cache` and `/metrics`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use elasti_api::names::NOTIFY_PATH;
+use elasti_api::names::{CRD_CACHE_PATH, NOTIFY_PATH};
 use elasti_runtime::admin::Routes;
 use elasti_runtime::http::{Answer, read_body, text};
-use http::{HeaderValue, Method, Request, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use hyper::body::Body;
 use serde::Deserialize;
 
 use super::auth::Authenticator;
-use super::{Wake, WakeAnswer};
+use super::{Wake, WakeAnswer, crd_cache};
 use crate::metrics::Metrics;
 
 /// Longest notification in bytes: two names of Kubernetes objects and a number need a tenth of it.
@@ -50,10 +50,26 @@ impl Notify {
     {
         match request.uri().path() {
             NOTIFY_PATH if request.method() == Method::POST => self.notification(request).await,
-            NOTIFY_PATH => text(StatusCode::METHOD_NOT_ALLOWED, "Invalid request method"),
+            CRD_CACHE_PATH if request.method() == Method::GET => self.crd_cache(request.headers()).await,
+            NOTIFY_PATH | CRD_CACHE_PATH => text(StatusCode::METHOD_NOT_ALLOWED, "Invalid request method"),
             // The other routes are not for everybody who reaches this port.
             "/metrics" => self.routes.answer(&request),
-            _ => text(StatusCode::NOT_FOUND, format!("there are {NOTIFY_PATH} and /metrics")),
+            _ => text(StatusCode::NOT_FOUND, format!("there are {NOTIFY_PATH}, {CRD_CACHE_PATH} and /metrics")),
+        }
+    }
+
+    async fn authenticate(&self, headers: &HeaderMap) -> Result<(), Answer> {
+        let Some(authenticator) = &self.authenticator else { return Ok(()) };
+        authenticator.caller(headers).await.map(drop).map_err(|error| {
+            tracing::debug!(%error, "a request was turned away");
+            text(error.status(), error.to_string())
+        })
+    }
+
+    async fn crd_cache(&self, headers: &HeaderMap) -> Answer {
+        match self.authenticate(headers).await {
+            Ok(()) => json(crd_cache::page(&self.wake.elasti_services()).to_string()),
+            Err(answer) => answer,
         }
     }
 
@@ -62,11 +78,8 @@ impl Notify {
         B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
     {
         let (head, body) = request.into_parts();
-        if let Some(authenticator) = &self.authenticator
-            && let Err(error) = authenticator.caller(&head.headers).await
-        {
-            tracing::debug!(%error, "a notification was turned away");
-            return text(error.status(), error.to_string());
+        if let Err(answer) = self.authenticate(&head.headers).await {
+            return answer;
         }
         let body = match read_body(body, BODY_MAX).await {
             Ok(body) => body,
@@ -86,12 +99,7 @@ impl Notify {
         let answer = tokio::time::timeout(WAKE_TIMEOUT, waking).await.unwrap_or_else(|_| late());
         self.metrics.notified(&answer);
         match answer {
-            WakeAnswer::Accepted => {
-                let mut answer = text(StatusCode::OK, r#"{"message":"Request received successfully!"}"#);
-                let json = HeaderValue::from_static("application/json");
-                answer.headers_mut().insert(header::CONTENT_TYPE, json);
-                answer
-            }
+            WakeAnswer::Accepted => json(r#"{"message":"Request received successfully!"}"#),
             WakeAnswer::Unknown => {
                 let cause = format!("no ElastiService names the Service {namespace}/{service}");
                 text(StatusCode::NOT_FOUND, cause)
@@ -102,6 +110,12 @@ impl Notify {
             }
         }
     }
+}
+
+fn json(body: impl Into<String>) -> Answer {
+    let mut answer = text(StatusCode::OK, body);
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
 }
 
 #[cfg(test)]

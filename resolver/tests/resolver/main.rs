@@ -12,6 +12,7 @@ mod http2;
 mod limits;
 mod operator;
 mod probes;
+mod proxy;
 mod redirects;
 mod streams;
 mod world;

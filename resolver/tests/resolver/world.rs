@@ -27,6 +27,7 @@ pub(crate) struct World {
     pub(crate) shutdown: CancellationToken,
     pub(crate) resolver: tokio::task::JoinHandle<()>,
     admin: SocketAddr,
+    pub(crate) proxied: SocketAddr,
 }
 
 impl Drop for World {
@@ -78,15 +79,17 @@ impl World {
             "--node=node-0".to_owned(),
             "--pod-ips=127.0.0.1".to_owned(),
             "--admin-port=0".to_owned(),
+            "--resolver-proxy-port=0".to_owned(),
         ];
         let arguments: Arguments = elasti_runtime::config::parse(flags.map(Into::into)).unwrap();
         let config = Config { patience, limits, ..Config::new(&arguments).unwrap() };
         let (_, levels) = subscriber(Format::Text, &Level::default());
         let bound = app::build(config, redirection, levels).await.unwrap();
         let admin = SocketAddr::from((Ipv6Addr::LOCALHOST, bound.admin.port()));
+        let proxied = SocketAddr::from((Ipv6Addr::LOCALHOST, bound.proxied.port()));
         let shutdown = CancellationToken::new();
         let resolver = tokio::spawn(bound.run(shutdown.clone()));
-        Self { operator, identity, shutdown, resolver, admin }
+        Self { operator, identity, shutdown, resolver, admin, proxied }
     }
 
     /// The body of an admin page.

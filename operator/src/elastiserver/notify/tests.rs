@@ -2,6 +2,7 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use elasti_api::v1alpha1::ElastiService;
 use elasti_runtime::admin::Readiness;
 use elasti_runtime::telemetry::{Format, Level, subscriber};
 use futures::FutureExt;
@@ -29,6 +30,12 @@ impl Wake for Woken {
             _ => WakeAnswer::Unknown,
         };
         std::future::ready(answer).boxed()
+    }
+
+    fn elasti_services(&self) -> Vec<Arc<ElastiService>> {
+        let mut elasti = ElastiService::default();
+        (elasti.metadata.namespace, elasti.spec.service) = (Some("n".into()), "web".into());
+        vec![Arc::new(elasti)]
     }
 }
 
@@ -60,6 +67,16 @@ impl Bench {
     fn woken(&self) -> Vec<String> {
         self.woken.0.lock().unwrap().clone()
     }
+}
+
+#[tokio::test]
+async fn b41_services_are_told_to_who_bears_a_token() {
+    let bench = bench(true);
+    let (status, body) = bench.ask("GET", CRD_CACHE_PATH, TOKEN, "").await;
+    assert_eq!(status, 200);
+    assert!(body.starts_with(r#"{"services":{"n/web":{"#), "{body}");
+    assert_eq!(bench.ask("GET", CRD_CACHE_PATH, "Bearer nonsense", "").await.0, 401);
+    assert_eq!(bench.ask("POST", CRD_CACHE_PATH, TOKEN, "").await.0, 405);
 }
 
 #[tokio::test]

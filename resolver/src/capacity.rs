@@ -1,11 +1,12 @@
 //! How many connections this resolver can bear, and which are refused when more come.
 //!
 //! Invariants: every connection that is served has a [`Permit`]; one that gets none is refused at once;
-//! no port can take so much that another gets nothing. Limits are those of the process: open files and, in a container,
-//! memory. Called by [`crate::listener`] for every connection and every failed accept, set up by [`crate::app`].
+//! no port can take so much that another gets nothing. Limits are those of the process, open files and, in a container,
+//! memory, and a part of the node's connection tracking. Called by [`crate::listener`] for every connection and every failed
+//! accept, set up by [`crate::app`].
 //!
-//! A third limit is out of reach: when the node's connection tracking is full, its kernel drops the packets that would
-//! begin a connection, before any program sees them. Clients' kernels repeat them, and the resolver repeats its dials.
+//! When connection tracking is full all the same, by others, the node's kernel drops the packets that would begin a
+//! connection, before any program sees them. Clients' kernels repeat them, and the resolver repeats its dials.
 
 use std::fs::File;
 use std::io;
@@ -33,6 +34,15 @@ const OTHER_MEMORY: u64 = 64 << 20;
 /// Bytes of a forwarded connection: two buffers, its task, and what the kernel charges for its two sockets as a rule.
 const MEMORY_PER_CONNECTION: u64 = 50 << 10;
 
+/// Entries of the node's connection tracking that a forwarded connection has: the client's to us, and ours to the target.
+const TRACKED_PER_CONNECTION: u64 = 2;
+
+/// The part of the node's connection tracking that the resolver's connections may fill: one half. It is everybody's.
+const TRACKED_SHARE: u64 = 2;
+
+/// How many connections a node tracks at most, as kernels with connection tracking tell every network namespace.
+const TRACKED_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+
 /// The part of the memory limit that is kept free, since sockets' buffers grow after the connection is there: one eighth.
 const FREE_MEMORY: u64 = 8;
 
@@ -53,6 +63,8 @@ pub enum Refusal {
     Descriptors,
     /// Memory is at its limit.
     Memory,
+    /// The resolver's part of the node's connection tracking is at its limit.
+    Conntrack,
     /// The port has more than its share of what is left.
     Share,
 }
@@ -63,6 +75,7 @@ impl Refusal {
         match self {
             Self::Descriptors => "descriptors",
             Self::Memory => "memory",
+            Self::Conntrack => "conntrack",
             Self::Share => "share",
         }
     }
@@ -75,6 +88,8 @@ pub struct Limits {
     pub descriptors: u64,
     /// Bytes of memory; `None` when nobody limits them.
     pub memory: Option<u64>,
+    /// Connections that the node can track; `None` when it tracks none.
+    pub conntrack: Option<u64>,
 }
 
 /// What is used.
@@ -94,10 +109,13 @@ pub struct Usage {
 pub fn refusal(limits: Limits, usage: Usage) -> Option<Refusal> {
     let files = limits.descriptors.saturating_sub(OTHER_DESCRIPTORS + usage.listeners) / DESCRIPTORS_PER_CONNECTION;
     let room = limits.memory.map_or(u64::MAX, |memory| memory.saturating_sub(OTHER_MEMORY) / MEMORY_PER_CONNECTION);
-    let left = files.min(room).saturating_sub(usage.connections);
+    let tracked = limits.conntrack.map_or(u64::MAX, |entries| entries / TRACKED_SHARE / TRACKED_PER_CONNECTION);
+    let left = files.min(room).min(tracked).saturating_sub(usage.connections);
     let full = limits.memory.is_some_and(|memory| usage.memory > memory - memory / FREE_MEMORY);
-    if full || (left == 0 && room < files) {
+    if full || (left == 0 && room < files.min(tracked)) {
         Some(Refusal::Memory)
+    } else if left == 0 && tracked < files {
+        Some(Refusal::Conntrack)
     } else if left == 0 {
         Some(Refusal::Descriptors)
     } else if usage.of_this_port >= left.saturating_mul(SHARE) {
@@ -285,9 +303,10 @@ impl Memory {
 }
 
 impl Limits {
-    /// Those of this process, whose memory is this.
+    /// Those of this process, whose memory is this, and of its node.
     pub fn of_process(memory: &Memory) -> Self {
-        Self { descriptors: getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX), memory: memory.limit }
+        let conntrack = std::fs::read_to_string(TRACKED_MAX).ok().and_then(|text| text.trim().parse().ok());
+        Self { descriptors: getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX), memory: memory.limit, conntrack }
     }
 }
 

@@ -1,7 +1,7 @@
 use super::*;
 
 const GIB: u64 = 1 << 30;
-const PLENTY: Limits = Limits { descriptors: 1 << 20, memory: Some(GIB) };
+const PLENTY: Limits = Limits { descriptors: 1 << 20, memory: Some(GIB), conntrack: None };
 
 fn places(limits: Limits) -> u64 {
     let full = |connections: &u64| refusal(limits, Usage { connections: *connections, ..Usage::default() }).is_some();
@@ -24,8 +24,16 @@ fn the_scarcer_of_files_and_memory_is_named() {
 }
 
 #[test]
+fn half_of_what_the_node_can_track_is_left_to_others() {
+    let limits = Limits { conntrack: Some(4000), ..PLENTY };
+    assert_eq!(places(limits), 1000);
+    let full = Usage { connections: 1000, ..Usage::default() };
+    assert_eq!(refusal(limits, full), Some(Refusal::Conntrack));
+}
+
+#[test]
 fn every_place_has_both_its_files_and_listeners_have_theirs() {
-    let limits = Limits { descriptors: OTHER_DESCRIPTORS + 1000, memory: None };
+    let limits = Limits { descriptors: OTHER_DESCRIPTORS + 1000, memory: None, conntrack: None };
     assert_eq!(places(limits), 500);
     let listening = Usage { connections: 400, listeners: 200, ..Usage::default() };
     assert_eq!(refusal(limits, listening), Some(Refusal::Descriptors));
@@ -43,7 +51,7 @@ fn memory_in_use_refuses_before_the_limit_whatever_it_is_used_for() {
 #[test]
 fn busy_ports_leave_places_for_others() {
     let capacity = Capacity::new(
-        Limits { descriptors: OTHER_DESCRIPTORS + 2 * 300, memory: None },
+        Limits { descriptors: OTHER_DESCRIPTORS + 2 * 300, memory: None, conntrack: None },
         Metrics::new(&prometheus::Registry::new()).unwrap(),
     );
     let shares: Vec<Share> = (0..5).map(|_| capacity.share()).collect();

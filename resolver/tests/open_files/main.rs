@@ -26,7 +26,9 @@ const LEFT: u64 = 8;
 async fn connections_are_reset_when_no_file_can_be_opened_and_served_when_one_can() {
     let port = free_port();
     // More is believed to be possible than is: this is about what the kernel refuses.
-    let world = World::limited(vec![state("a", 1, port, &[])], Limits { descriptors: 1 << 20, memory: None }).await;
+    let world =
+        World::limited(vec![state("a", 1, port, &[])], Limits { descriptors: 1 << 20, memory: None, conntrack: None })
+            .await;
     world.operator.hears_listening("a", 1).await;
     // Connecting them needs no further file of this process; accepting them does.
     let sockets: Vec<TcpSocket> = (0..3 * LEFT).map(|_| TcpSocket::new_v4().unwrap()).collect();

@@ -10,7 +10,7 @@ use crate::world::{World, dial, free_port, is_reset, soon, state};
 
 /// Files that make this many places.
 fn places(connections: u64) -> Limits {
-    Limits { descriptors: 256 + 2 + 2 * connections, memory: None }
+    Limits { descriptors: 256 + 2 + 2 * connections, memory: None, conntrack: None }
 }
 
 fn two_services(ports: [u16; 2], backend: std::net::SocketAddr) -> Vec<ServiceState> {

@@ -158,7 +158,7 @@ impl Resolver {
             track: Err("there is no eBPF here".to_owned()),
             node: "node".to_owned(),
             context: Context::new(dialer),
-            capacity: Capacity::new(Limits { descriptors: u64::MAX, memory: None }, metrics.clone()),
+            capacity: Capacity::new(Limits { descriptors: u64::MAX, memory: None, conntrack: None }, metrics.clone()),
             board: board.clone(),
             heard: heard.clone(),
             readiness: elasti_runtime::admin::Readiness::default(),

@@ -26,7 +26,7 @@ mod network;
 mod node;
 mod pki;
 mod progress;
-mod tools;
+pub(crate) mod tools;
 mod worker;
 
 pub(crate) use command::{Args, run};

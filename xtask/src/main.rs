@@ -5,6 +5,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod cluster;
 mod crd;
 mod demo;
@@ -34,6 +35,8 @@ enum Command {
     Demo(demo::Args),
     /// Run all tests, or those of one level
     Test(test::Args),
+    /// Measure the resolver beside what would be used instead
+    Bench(bench::Args),
     /// Run a real two-node Kubernetes on this machine
     Cluster(cluster::Args),
 }
@@ -45,6 +48,7 @@ fn main() -> Result<()> {
         Command::Image(args) => image::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Cluster(args) => cluster::run(&args),
     }
 }

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use elasti_api::message::{OperatorMessage, ResolverMessage, ServiceState};
 use elasti_resolver::fallback::Patience;
+use elasti_stand::operator::TOKEN;
 
 use crate::backend::{echo, ping};
-use crate::operator::{Identity, Operator, TOKEN};
+use crate::operator::{Identity, Operator};
 use crate::world::{World, dial, free_port, is_reset, off, soon, state};
 
 #[tokio::test]

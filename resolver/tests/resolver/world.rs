@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use elasti_api::message::{HoldPolicy, Mode, PortState, Protocol, ServiceState};
+use elasti_api::message::ServiceState;
 use elasti_api::names;
 use elasti_resolver::app::{self, Redirection};
 use elasti_resolver::capacity::Limits;
@@ -18,8 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::operator::{Identity, Operator};
 
-/// Conditions come true within milliseconds; a busy machine gets more.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) use elasti_stand::{DEADLINE, soon, state};
 
 pub(crate) struct World {
     pub(crate) operator: Operator,
@@ -70,18 +69,10 @@ impl World {
         patience: Patience,
         limits: Option<Limits>,
     ) -> Self {
-        let flags = [
-            "elasti-resolver".to_owned(),
-            format!("--operator=localhost:{}", operator.address.port()),
-            format!("--ca-file={}", identity.file("ca.crt").display()),
-            format!("--token-file={}", identity.file("token").display()),
-            "--pod=resolver-0".to_owned(),
-            "--node=node-0".to_owned(),
-            "--pod-ips=127.0.0.1".to_owned(),
-            "--admin-port=0".to_owned(),
-            "--resolver-proxy-port=0".to_owned(),
-        ];
-        let arguments: Arguments = elasti_runtime::config::parse(flags.map(Into::into)).unwrap();
+        let program = std::iter::once("elasti-resolver".to_owned());
+        let flags = program.chain(elasti_stand::flags(&operator, &identity));
+        let arguments: Arguments =
+            elasti_runtime::config::parse(flags.map(Into::into)).expect("flags of the stand are known");
         let config = Config { patience, limits, ..Config::new(&arguments).unwrap() };
         let (_, levels) = subscriber(Format::Text, &Level::default());
         let bound = app::build(config, redirection, levels).await.unwrap();
@@ -139,41 +130,8 @@ pub(crate) fn free_port() -> u16 {
     }
 }
 
-/// An intercepted ElastiService with one port and these backends.
-pub(crate) fn state(uid: &str, revision: u64, interception_port: u16, backends: &[SocketAddr]) -> ServiceState {
-    ServiceState {
-        uid: uid.into(),
-        namespace: "shop".into(),
-        name: uid.into(),
-        service: uid.into(),
-        revision,
-        mode: Mode::Proxy,
-        redirect: true,
-        holding: false,
-        cluster_ips: vec!["10.96.0.1".parse().unwrap()],
-        fallback: vec![],
-        ports: vec![PortState {
-            port: 80,
-            interception_port,
-            backends: backends.to_vec(),
-            draining: vec![],
-            protocol: Protocol::Auto,
-            proxy_protocol: false,
-        }],
-        draining_pods: vec![],
-        hold: HoldPolicy::default(),
-        probes: vec![],
-        tracking: None,
-    }
-}
-
 pub(crate) async fn dial(port: u16) -> TcpStream {
     TcpStream::connect(("127.0.0.1", port)).await.unwrap()
-}
-
-/// What must happen before the deadline.
-pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(DEADLINE, future).await.expect("it did not happen in time")
 }
 
 /// Waits for a reset.

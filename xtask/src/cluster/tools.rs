@@ -1,4 +1,4 @@
-//! Programs of the machine that a cluster needs, installed from Debian where they are missing.
+//! Programs of the machine that a cluster or a measurement needs, installed from Debian where they are missing.
 
 use std::path::Path;
 
@@ -27,7 +27,7 @@ pub(super) const CLUSTER: [(&str, &str); 13] = [
 ];
 
 /// Installs the packages of those programs that are missing.
-pub(super) fn install(tools: &[(&str, &str)]) -> Result<()> {
+pub(crate) fn install(tools: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> =
         tools.iter().filter(|(program, _)| !is_there(program)).map(|(_, package)| *package).collect();
     process::apt_install(&missing)

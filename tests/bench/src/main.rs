@@ -1,0 +1,71 @@
+//! `elasti-bench`: measures the resolver's released program beside what would be used instead. `cargo xtask bench` builds
+//! it, installs what it compares with, and runs it in a network namespace of its own.
+//!
+//! A suite returns what it has measured as [`report::Outcome`]; nothing else decides or prints.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+use crate::report::Report;
+use crate::suites::Suite;
+
+mod clients;
+mod machine;
+mod plot;
+mod process;
+mod report;
+mod resolver;
+mod suites;
+mod target;
+
+#[derive(Parser)]
+enum Command {
+    /// Measure
+    Run(Args),
+    /// Open connections, say so, and keep them until the input ends
+    Dial(clients::Dial),
+}
+
+/// Options of `run`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which; all if none is named
+    #[arg(value_enum)]
+    suites: Vec<Suite>,
+    /// Fail if a goal is missed
+    #[arg(long)]
+    check: bool,
+    /// Less than a minute for each suite; decides nothing
+    #[arg(long)]
+    short: bool,
+    /// The resolver's program
+    #[arg(long)]
+    resolver: PathBuf,
+    /// Where tables, JSON and plots go
+    #[arg(long)]
+    out: PathBuf,
+}
+
+fn main() -> Result<ExitCode> {
+    match Command::parse() {
+        Command::Run(args) => run(&args),
+        Command::Dial(dial) => clients::keep(&dial).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn run(args: &Args) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Runtime::new().context("cannot start a runtime")?;
+    let bench = suites::Bench { runtime, resolver: args.resolver.clone(), short: args.short };
+    let suites = if args.suites.is_empty() { Suite::all() } else { args.suites.clone() };
+    let mut report = Report::new(machine::describe(), args.short);
+    for suite in suites {
+        eprintln!("== {}", suite.name());
+        report.add(suite.name(), suite.run(&bench).with_context(|| format!("suite {}", suite.name()))?);
+    }
+    report.write(&args.out)?;
+    let missed = args.check && !args.short && report.is_missed();
+    Ok(if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}

@@ -54,11 +54,13 @@ pub(crate) fn state(uid: &str, interception_port: u16, backends: &[SocketAddr]) 
     ServiceState { hold, ..elasti_stand::state(uid, 1, interception_port, backends) }
 }
 
-/// How many connections one resolver takes on one port, for the files that this machine lets a process open: each needs
-/// two, and one port gets two thirds of what there is.
+/// How many connections one resolver takes on one port: a forwarded one needs two files of those that this machine lets a
+/// process open, and two entries of the half of its connection tracking that resolvers use; one port gets two thirds.
 pub(crate) fn most_connections() -> usize {
     let files = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX >> 1);
-    usize::try_from(files.saturating_sub(OTHER_FILES) / 3).unwrap_or(usize::MAX)
+    let tracked = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").ok();
+    let tracked = tracked.and_then(|text| text.trim().parse().ok()).unwrap_or(u64::MAX);
+    usize::try_from((files.saturating_sub(OTHER_FILES) / 3).min(tracked / 6)).unwrap_or(usize::MAX)
 }
 
 /// Waits until the resolvers hold so many together.

@@ -139,8 +139,8 @@ fn outcome(bench: &Bench, measured: &[(u32, Bursts)]) -> Outcome {
     let mut outcome = Outcome::default();
     let most = resolver::most_connections();
     outcome.notes.push(format!(
-        "One resolver takes {most} connections on a port with the files that a process may open here; more are held by \
-         several. Directly, a burst begins when its clients begin to connect."
+        "One resolver takes {most} connections on a port with the files and the connection tracking of this \
+         machine; more are held by several. Directly, a burst begins when its clients begin to connect."
     ));
     let mut lines = Contender::ALL.map(|contender| (contender.name().to_owned(), vec![]));
     for (size, bursts) in measured {

@@ -52,8 +52,8 @@ pub(crate) fn run(bench: &Bench) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     let most = resolver::most_connections();
     outcome.notes.push(format!(
-        "Resident memory beyond that of an idle resolver. One resolver takes {most} connections on a port with the files \
-         that a process may open here; more are held by several."
+        "Resident memory beyond that of an idle resolver. One resolver takes {most} connections on a port with the files and the connection tracking \
+         of this machine; more are held by several."
     ));
     for Quantity { name, sizes, goal, measure } in quantities {
         let sizes = if bench.short { &sizes[..2] } else { sizes };

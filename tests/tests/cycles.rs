@@ -5,11 +5,12 @@
 use std::time::Duration;
 
 use elasti_tests::cluster::kubectl;
+use elasti_tests::cycles::cycle::Plan;
 use elasti_tests::cycles::report::{Count, Report, not_more};
 use elasti_tests::cycles::run::{PROGRAMS, Program, Run};
 use elasti_tests::cycles::timeline::Window;
 
-/// Each window must have been put to the proof by at least so many requests, and a tenth of it by each cycle of a short run.
+/// Each window must have been put to the proof by at least so many requests, if there are cycles enough to aim at each.
 const ARRIVALS_MIN: u64 = 30;
 
 fn setting(name: &str) -> String {
@@ -53,13 +54,12 @@ async fn no_request_is_lost_while_services_go_to_zero_and_come_again() {
     for program in PROGRAMS {
         compare(program, &report, &control, redirects);
     }
+    if cycles < Plan::COUNT {
+        return;
+    }
     for window in Window::ALL {
         let arrived = report.sum(|_, _, found| found == window).requests;
-        assert!(
-            arrived >= ARRIVALS_MIN.min(3 * cycles as u64),
-            "{arrived} requests arrived {}: too few to prove anything",
-            window.name()
-        );
+        assert!(arrived >= ARRIVALS_MIN, "{arrived} requests arrived {}: too few to prove anything", window.name());
     }
 }
 

@@ -21,6 +21,7 @@ use crate::leader::LeaderState;
 use crate::metrics::Metrics;
 use crate::observed::{Diagnosis, ObjectKey, Observed, TriggersObserved, Verdict};
 use crate::plan::{Action, Memory, Now, Plan, Publish, Settings, plan};
+use crate::pods::{Pods, Selected};
 use crate::publication::Publication;
 use crate::resolvers::Resolvers;
 use crate::work::{Next, Round, Work};
@@ -62,6 +63,7 @@ pub struct Controller {
     parts: Parts,
     recorder: Recorder,
     ports: PortBook,
+    pods: Pods,
     /// Set once every cache has its first list: half-filled caches decide nothing.
     complete: watch::Sender<bool>,
     state: Mutex<State>,
@@ -91,6 +93,7 @@ impl Controller {
             parts,
             recorder,
             ports: port_book,
+            pods: Pods::default(),
             complete: watch::Sender::new(false),
             state: Mutex::default(),
             work: std::sync::OnceLock::new(),
@@ -136,6 +139,18 @@ impl Controller {
         self.look(self.parts.caches.by_uid(uid).into_iter().collect());
     }
 
+    fn follow_pods(self: &Arc<Self>, key: &ObjectKey, snapshot: &Snapshot, uid: &str, follow: bool) {
+        let labels = snapshot.service.as_ref().filter(|_| follow).map(|service| service.selector.clone());
+        let selected = labels.map(|labels| Selected { namespace: key.namespace.clone(), labels });
+        // Weak: a watch keeps nothing alive.
+        let (this, of) = (Arc::downgrade(self), uid.to_owned());
+        self.pods.follow(&self.parts.client, uid, selected, move || {
+            if let Some(this) = this.upgrade() {
+                this.look_at(&of);
+            }
+        });
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         // Every change of the state is one insertion or removal, so a poisoned lock still guards a sound one.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -159,6 +174,7 @@ impl Controller {
             stale_pauses: snapshot.stale_pauses.clone(),
             backends: snapshot.backends.clone(),
             draining: snapshot.draining.clone(),
+            pods: self.pods.of(uid),
             slices: snapshot.slices.clone(),
             stale_private: snapshot.stale_private.clone(),
             resolvers: self.parts.resolvers.observed(uid),
@@ -192,6 +208,7 @@ impl Round for Controller {
         let timer = self.parts.metrics.reconcile_timer();
         let (decided, under) = self.decide(&snapshot, &uid);
         self.tell(&uid, decided.publish);
+        self.follow_pods(&key, &snapshot, &uid, decided.follow_pods);
         self.parts.metrics.mode(&key, snapshot.elasti.status.as_ref().and_then(|status| status.mode));
         let mut failed = None;
         for action in decided.actions {
@@ -244,6 +261,7 @@ impl Concern for Controller {
         self.parts.metrics.forget(key);
         self.parts.publication.remove(uid);
         self.ports.release(uid);
+        self.pods.forget(uid);
         let mut state = self.state();
         state.memories.remove(uid);
         state.answers.remove(uid);

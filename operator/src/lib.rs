@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod observed;
 pub mod permissions;
 pub mod plan;
+pub mod pods;
 pub mod ports;
 pub mod private_service;
 pub mod probes;

@@ -4,9 +4,11 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Instant;
 
 use elasti_api::v1alpha1::ElastiService;
+use k8s_openapi::api::core::v1::Pod;
 
 use crate::autoscaler::{AutoscalerObserved, AutoscalerState};
 use crate::resolvers::ResolverObserved;
@@ -224,6 +226,8 @@ pub struct Observed<'a> {
     pub backends: BTreeMap<u16, Vec<SocketAddr>>,
     /// The Service's endpoints that are about to end. One goes from here when its containers have ended, as from slices.
     pub draining: Vec<DrainingEndpoint>,
+    /// The Service's pods, as far as they are looked at: while one is waited for.
+    pub pods: Vec<Arc<Pod>>,
     /// Our slices, of this and of former Services of the ElastiService.
     pub slices: Vec<ResolverSlice>,
     /// Former private Services of the ElastiService, by name.

@@ -58,8 +58,8 @@ pub const PERMISSIONS: &[Permission] = &[
     any("apps", "deployments/scale", &["get", "patch"]),
     any("apps", "statefulsets/scale", &["get", "patch"]),
     any("argoproj.io", "rollouts/scale", &["get", "patch"]),
-    // controller::apply: why a target does not get ready, asked only when it takes long.
-    any("", "pods", &["list"]),
+    // controller::apply: why a target does not get ready, asked only when it takes long; pods: when one is waited for.
+    any("", "pods", &["list", "watch"]),
     // controller: events; a repeated one is patched into a series.
     any("events.k8s.io", "events", &["create", "patch"]),
     // elastiserver::auth: the resolvers' tokens.

@@ -29,6 +29,7 @@ use crate::slices;
 pub(crate) mod autoscaler;
 mod draining;
 mod ending;
+mod starting;
 
 /// How long a replica without the Lease leaves a wake to its holder: a `/scale` patch takes some milliseconds, so this
 /// means that the holder is gone or slow.
@@ -101,6 +102,8 @@ pub struct Memory {
     draining: draining::Since,
     /// Ready endpoints that are not believed.
     ending: ending::Since,
+    /// What was seen of pods that start.
+    starting: starting::Memory,
     /// When the deletion was first seen.
     deleting_since: Option<Instant>,
     /// When the slices of a deleted ElastiService were gone.
@@ -221,6 +224,8 @@ pub struct Plan {
     pub publish: Publish,
     /// What to do, in order.
     pub actions: Vec<Action>,
+    /// Whether the pods of the Service shall be looked at, because one of them is waited for.
+    pub follow_pods: bool,
     /// What to remember.
     pub memory: Memory,
     /// Plan again after this long, even if nothing is seen to change.
@@ -253,7 +258,8 @@ impl Planner<'_> {
         self.remember();
         let publish =
             if self.observed.elasti.metadata.deletion_timestamp.is_some() { self.finalize() } else { self.reconcile() };
-        Plan { publish, actions: self.actions, memory: self.memory, again: self.again }
+        let follow_pods = self.follow_pods();
+        Plan { publish, actions: self.actions, follow_pods, memory: self.memory, again: self.again }
     }
 
     fn leads(&self) -> bool {
@@ -321,6 +327,7 @@ impl Planner<'_> {
             self.memory.unready_since = now;
         }
         self.remember_draining();
+        self.remember_pods();
     }
 
     fn reconcile(&mut self) -> Publish {
@@ -352,8 +359,11 @@ impl Planner<'_> {
         self.write_status(mode);
         self.keep_slices(&service);
         let draining = self.draining();
-        state(self.observed, &service, &draining, self.holding())
-            .map_or(Publish::Keep, |state| Publish::State(Box::new(state)))
+        let starting = self.starting(&service);
+        let Some(mut state) = state(self.observed, &service, &draining, self.holding()) else { return Publish::Keep };
+        state.asking = if starting.is_empty() { 0 } else { self.asking() };
+        state.starting = starting;
+        Publish::State(Box::new(state))
     }
 
     /// Whatever is held wakes a target at zero; so does a trigger that sees traffic.
@@ -710,6 +720,8 @@ fn state(
         fallback: observed.private.as_ref().map(|private| private.cluster_ips.clone()).unwrap_or_default(),
         ports,
         draining_pods: draining::pods(draining),
+        starting: Vec::new(),
+        asking: 0,
         hold: elasti.spec.hold_policy(),
         probes: probes::rules(&elasti.spec),
         tracking: None,
@@ -734,6 +746,8 @@ fn closed(observed: &Observed<'_>) -> Option<ServiceState> {
         fallback: Vec::new(),
         ports: Vec::new(),
         draining_pods: Vec::new(),
+        starting: Vec::new(),
+        asking: 0,
         hold: observed.elasti.spec.hold_policy(),
         probes: Vec::new(),
         tracking: None,

@@ -11,6 +11,8 @@ use bytes::Bytes;
 use elasti_api::message::{OperatorMessage, ServiceState, encode};
 use tokio::sync::watch;
 
+use crate::pods::PODS;
+
 /// Removals that are kept for streams that have not sent them yet. A stream that is further behind than this is ended;
 /// its successor starts with a snapshot.
 const REMOVALS: usize = 4096;
@@ -184,6 +186,7 @@ fn trimmed(mut state: ServiceState) -> ServiceState {
         port.backends.truncate(room);
         port.draining.truncate(room / BACKENDS_PER_DRAINING);
     }
+    state.starting.truncate(PODS);
     state.draining_pods.truncate(BACKENDS / BACKENDS_PER_DRAINING);
     state
 }

@@ -26,6 +26,7 @@ use crate::interception::{Interception, Redirect};
 use crate::listener;
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
+use crate::readiness::Asker;
 use crate::report::Board;
 use crate::status;
 use crate::stream;
@@ -107,6 +108,7 @@ pub async fn build(config: Config, redirection: Redirection, levels: Levels) -> 
         track,
         node: config.node.clone(),
         context: context.clone(),
+        asker: Asker::new(dialer, config.probe_interval, metrics.clone()),
         capacity: capacity.clone(),
         board: board.clone(),
         heard: heard.clone(),

@@ -61,6 +61,10 @@ pub struct Arguments {
     /// How many seconds connections get to end once the resolver is asked to stop; it stops as soon as there are none.
     #[arg(long, default_value = "600")]
     drain_timeout: String,
+    /// How many milliseconds pass between two questions to a starting pod whether it is ready, from 1 to 1000; 0: kubelet
+    /// alone asks.
+    #[arg(long, default_value = "10")]
+    probe_interval: String,
     /// Log lines: text or json.
     #[arg(long, default_value = "text")]
     log_format: String,
@@ -102,6 +106,8 @@ pub struct Config {
     pub probers: Vec<String>,
     /// How long connections get to end.
     pub drain_timeout: Duration,
+    /// The time between two questions to a starting pod; zero: it is not asked.
+    pub probe_interval: Duration,
     /// How log lines look.
     pub log_format: Format,
     /// What is logged.
@@ -145,6 +151,7 @@ impl Config {
                 // Kept within a day, so that no sum of times overflows.
                 faults.parse::<u32>("--drain-timeout", &arguments.drain_timeout).unwrap_or_default().min(86_400).into(),
             ),
+            probe_interval: probe_interval(&arguments.probe_interval, &mut faults),
             log_format: faults.parse("--log-format", &arguments.log_format).unwrap_or(Format::Text),
             log_level: faults.parse("--log-level", &arguments.log_level).unwrap_or_default(),
             patience: Patience::default(),
@@ -183,6 +190,15 @@ fn pod_ips(text: &str, faults: &mut Faults) -> Vec<IpAddr> {
     addresses
 }
 
+fn probe_interval(text: &str, faults: &mut Faults) -> Duration {
+    const FLAG: &str = "--probe-interval";
+    let millis: u64 = faults.parse(FLAG, text).unwrap_or_default();
+    if millis > 1000 {
+        faults.add(FLAG, format_args!("'{text}' must be milliseconds, at most 1000"));
+    }
+    Duration::from_millis(millis)
+}
+
 fn ebpf(text: &str, faults: &mut Faults) -> bool {
     if !["auto", "off"].contains(&text) {
         faults.add("--ebpf", format_args!("'{text}' must be 'auto' or 'off'"));
@@ -213,10 +229,25 @@ mod tests {
 
     #[test]
     fn every_fault_is_told_at_once() {
-        let faulty =
-            ["--operator=x", "--pod-ips=10.0.0.1,10.0.0.2", "--ebpf=on", "--admin-port=-1", "--log-format=xml"];
+        let faulty = [
+            "--operator=x",
+            "--pod-ips=10.0.0.1,10.0.0.2",
+            "--ebpf=on",
+            "--admin-port=-1",
+            "--log-format=xml",
+            "--probe-interval=10s",
+        ];
         let told = config(&faulty.map(|flag| flag)).unwrap_err().to_string();
-        for flag in ["--operator", "--pod:", "--node", "--pod-ips", "--ebpf", "--admin-port", "--log-format"] {
+        for flag in [
+            "--operator",
+            "--pod:",
+            "--node",
+            "--pod-ips",
+            "--ebpf",
+            "--admin-port",
+            "--log-format",
+            "--probe-interval",
+        ] {
             assert!(told.contains(flag), "{flag} in {told}");
         }
     }

@@ -3,8 +3,9 @@
 //!
 //! Reading order: [`directory`] (what the operators said), [`fallback`] (whom to believe when they are silent),
 //! [`supervisor`] (makes it so: listeners, redirects, acknowledgements), [`service`] (what the connections of one
-//! Service share), [`listener`], [`capacity`], [`hold`] and [`forward`] (the life of one connection), [`tracking`] (what is known of
-//! connections to pods), [`report`] (what flows back to the operators), [`stream`] (the wire), [`app`] (the wiring), [`config`].
+//! Service share), [`listener`], [`capacity`], [`hold`] and [`forward`] (the life of one connection), [`readiness`] (asks
+//! starting pods), [`tracking`] (what is known of connections to pods), [`report`] (what flows back to the operators), [`stream`]
+//! (the wire), [`app`] (the wiring), [`config`].
 //!
 //! One task owns all state; it and the connections talk through watch channels, so nothing queues without bound.
 
@@ -25,6 +26,7 @@ pub mod metrics;
 pub mod protocol;
 pub mod proxy;
 pub mod proxy_protocol;
+pub mod readiness;
 pub mod redirect;
 pub mod report;
 pub mod service;

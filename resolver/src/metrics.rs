@@ -27,6 +27,7 @@ pub struct Metrics {
     wake: HistogramVec,
     repairs: IntCounterVec,
     refused: IntCounterVec,
+    questions: IntCounterVec,
     /// 1 while connections are redirected by eBPF on this node.
     pub redirect_enabled: IntGauge,
     /// Entries in the redirect map.
@@ -70,6 +71,10 @@ impl Metrics {
                 Opts::new(name("refused_connections_total"), "Connections reset because the resolver is at a limit."),
                 &["reason"],
             )?,
+            questions: IntCounterVec::new(
+                Opts::new(name("readiness_probes_total"), "Questions to starting pods whether they are ready."),
+                &["result"],
+            )?,
             redirect_enabled: IntGauge::new(name("redirect_enabled"), "1 while eBPF redirects connections here.")?,
             redirect_entries: IntGauge::new(name("redirect_entries"), "Addresses that are redirected.")?,
             streams: IntGauge::new(name("operator_streams"), "Streams to operator replicas that are up.")?,
@@ -78,7 +83,7 @@ impl Metrics {
                 "Messages ignored because a newer operator sent them.",
             )?,
         };
-        let collectors: [Box<dyn Collector>; 14] = [
+        let collectors: [Box<dyn Collector>; 15] = [
             Box::new(metrics.held.clone()),
             Box::new(metrics.forwarding.clone()),
             Box::new(metrics.accepted.clone()),
@@ -89,6 +94,7 @@ impl Metrics {
             Box::new(metrics.wake.clone()),
             Box::new(metrics.repairs.clone()),
             Box::new(metrics.refused.clone()),
+            Box::new(metrics.questions.clone()),
             Box::new(metrics.redirect_enabled.clone()),
             Box::new(metrics.redirect_entries.clone()),
             Box::new(metrics.streams.clone()),
@@ -106,6 +112,11 @@ impl Metrics {
     /// Connections refused for this reason.
     pub fn refused(&self, reason: &str) -> IntCounter {
         self.refused.with_label_values(&[reason])
+    }
+
+    /// Counts a question to a starting pod.
+    pub fn probed(&self, good: bool) {
+        self.questions.with_label_values(&[if good { "success" } else { "failure" }]).inc();
     }
 
     /// The metrics of one Service.

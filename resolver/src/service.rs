@@ -3,7 +3,7 @@
 //! The supervisor writes the [`View`]; connections read it and count themselves through guards, so that no way out of a
 //! connection leaves a count wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use elasti_api::message::{HoldPolicy, Protocol};
 use elasti_api::probe::ProbeRules;
+use elasti_api::readiness::StartingPod;
 use tokio::sync::watch;
 
 use crate::balance::Load;
@@ -31,6 +32,19 @@ pub struct View {
     pub direct: bool,
     /// Requests that are answered in place of the target; absent if there are none.
     pub probes: Option<Arc<ProbeRules>>,
+    /// Pods that may be ready before the operators know it.
+    pub starting: Arc<[Starting]>,
+    /// How many resolvers ask these pods.
+    pub asking: u32,
+}
+
+/// A pod that may be ready before the operators know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Starting {
+    /// How it is asked.
+    pub pod: Arc<StartingPod>,
+    /// Where connections go once it is ready, by interception port.
+    pub targets: BTreeMap<u16, Vec<SocketAddr>>,
 }
 
 /// What connections need to know of an interception port.
@@ -55,6 +69,27 @@ impl View {
     }
 }
 
+/// What the supervisor has said, and what the pods have said since.
+#[derive(Debug, Default)]
+struct Said {
+    view: View,
+    /// UIDs of starting pods that are ready.
+    ready: BTreeSet<String>,
+}
+
+impl Said {
+    /// What is in force: starting pods that are ready stand in where the operators know of no ready one.
+    fn view(&self) -> View {
+        let mut view = self.view.clone();
+        for (interception_port, port) in view.ports.iter_mut().filter(|(_, port)| port.targets.is_empty()) {
+            let ready = self.view.starting.iter().filter(|starting| self.ready.contains(&starting.pod.uid));
+            let targets = ready.filter_map(|starting| starting.targets.get(interception_port)).flatten();
+            port.targets = targets.copied().collect();
+        }
+        view
+    }
+}
+
 #[derive(Debug, Default)]
 struct Waiting {
     held: u32,
@@ -67,6 +102,7 @@ struct Waiting {
 pub struct Service {
     namespace: String,
     name: String,
+    said: Mutex<Said>,
     view: watch::Sender<View>,
     waiting: Mutex<Waiting>,
     load: Arc<Load>,
@@ -83,6 +119,7 @@ impl Service {
         Self {
             namespace: namespace.into(),
             name: name.into(),
+            said: Mutex::default(),
             view: watch::Sender::new(View::default()),
             waiting: Mutex::default(),
             load: Arc::default(),
@@ -111,6 +148,24 @@ impl Service {
 
     /// Puts a new view in force.
     pub fn set(&self, view: View) {
+        let mut said = self.said();
+        said.ready.retain(|uid| view.starting.iter().any(|starting| starting.pod.uid == *uid));
+        said.view = view;
+        self.show(said.view());
+    }
+
+    /// A starting pod has said that it is ready, or what it said counts no more. Says whether that is news.
+    pub fn set_ready(&self, uid: &str, ready: bool) -> bool {
+        let mut said = self.said();
+        let known = said.view.starting.iter().any(|starting| starting.pod.uid == uid);
+        let news = if ready { known && said.ready.insert(uid.to_owned()) } else { said.ready.remove(uid) };
+        if news {
+            self.show(said.view());
+        }
+        news
+    }
+
+    fn show(&self, view: View) {
         if view.ports.values().any(|port| !port.targets.is_empty())
             && let Some(episode) = &mut self.waiting().episode
         {
@@ -125,7 +180,7 @@ impl Service {
 
     /// The ElastiService is gone: held connections are closed, forwarded ones end by themselves.
     pub fn remove(&self) {
-        self.view.send_replace(View::default());
+        self.set(View::default());
         self.all_metrics.forget(&self.namespace, &self.name);
     }
 
@@ -195,6 +250,11 @@ impl Service {
     pub fn close(&self, reason: Closed) {
         self.metrics.closed(reason);
         tracing::debug!(namespace = self.namespace, service = self.name, reason = reason.as_str(), "closed");
+    }
+
+    /// No code panics while it holds the lock.
+    fn said(&self) -> MutexGuard<'_, Said> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// No code panics while it holds the lock; if one did, counts would still be whole.

@@ -14,6 +14,7 @@ use elasti_runtime::admin::Readiness;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::capacity::Capacity;
 use crate::connection::Context;
@@ -23,8 +24,9 @@ use crate::fallback::{self, Patience, Phase};
 use crate::interception::{self, Entries, Interception};
 use crate::listener::Listener;
 use crate::metrics::Metrics;
+use crate::readiness::Asker;
 use crate::report::{Ack, Board};
-use crate::service::{PortView, Service, View};
+use crate::service::{PortView, Service, Starting, View};
 use crate::tracking::{Track, Tracker};
 
 /// What `/readyz` waits for.
@@ -77,6 +79,8 @@ struct Live {
     service: Arc<Service>,
     state: Arc<ServiceState>,
     listeners: BTreeMap<u16, Listener>,
+    /// Asks starting pods, once there have been some.
+    asking: Option<AbortOnDropHandle<()>>,
     error: Option<String>,
     probes: Option<Arc<ProbeRules>>,
 }
@@ -95,6 +99,8 @@ pub struct Parts {
     pub node: String,
     /// What connections need.
     pub context: Context,
+    /// Asks starting pods.
+    pub asker: Asker,
     /// Gives each listener its share.
     pub capacity: Capacity,
     /// Where to say what is in effect.
@@ -280,12 +286,13 @@ impl Supervisor {
 
     /// Opens what `state` lacks, and shows it to connections.
     fn update(&mut self, uid: &str, state: Arc<ServiceState>) {
-        let Parts { metrics, board, context, capacity, .. } = &self.parts;
+        let Parts { metrics, board, context, capacity, asker, .. } = &self.parts;
         let live = self.live.entry(uid.to_owned()).or_insert_with(|| {
             let service = Service::new(&state.namespace, &state.service, metrics.clone(), board.news());
             let service = Arc::new(service);
             board.add(uid, Arc::clone(&service));
-            Live { service, state: Arc::clone(&state), listeners: BTreeMap::new(), error: None, probes: None }
+            let listeners = BTreeMap::new();
+            Live { service, state: Arc::clone(&state), listeners, asking: None, error: None, probes: None }
         });
         if live.state.mode != state.mode || live.state.revision != state.revision {
             let (namespace, service, mode) = (&state.namespace, &state.service, state.mode.as_str());
@@ -294,6 +301,9 @@ impl Supervisor {
         live.state = state;
         live.probes = probes(live.probes.take(), &live.state);
         live.service.set(view(&live.state, live.probes.clone(), self.phase));
+        if live.asking.is_none() && !live.state.starting.is_empty() {
+            live.asking = asker.follow(&live.service);
+        }
         let was = live.error.take();
         for port in live.state.ports.iter().map(|port| port.interception_port) {
             if live.listeners.contains_key(&port) {
@@ -357,7 +367,23 @@ fn view(state: &ServiceState, probes: Option<Arc<ProbeRules>>, phase: Phase) -> 
         };
         (port.interception_port, view)
     });
-    View { hold: state.hold, ports: ports.collect(), direct: state.mode == Mode::Serve, probes }
+    // Nor can they correct what they said of starting pods.
+    let starting = state.starting.iter().filter(|_| !holding && phase == Phase::Informed).map(|pod| {
+        let targets = state.ports.iter().map(|port| {
+            let target = pod.ports.iter().find(|target| target.port == port.port).map(|target| target.target);
+            let addresses = pod.addresses.iter().filter_map(|ip| target.map(|target| SocketAddr::new(*ip, target)));
+            (port.interception_port, addresses.collect())
+        });
+        Starting { pod: Arc::new(pod.clone()), targets: targets.collect() }
+    });
+    View {
+        hold: state.hold,
+        ports: ports.collect(),
+        direct: state.mode == Mode::Serve,
+        starting: starting.collect(),
+        asking: state.asking,
+        probes,
+    }
 }
 
 /// The rules of `state`: those that are known, if they are the same, since expressions are dear to compile.

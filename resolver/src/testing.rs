@@ -24,6 +24,8 @@ pub(crate) fn service_state(uid: &str, revision: u64, interception_port: u16) ->
             proxy_protocol: false,
         }],
         draining_pods: vec![],
+        starting: vec![],
+        asking: 0,
         hold: HoldPolicy::default(),
         probes: vec![],
         tracking: None,

@@ -43,6 +43,8 @@ const REQUIRED: &[&str] = &[
     "fault_6_the_resolver_of_a_node_that_vanishes_leaves_the_slices_and_the_other_node_wakes",
     "fault_6_the_resolver_of_a_node_that_vanishes_with_the_leader_leaves_the_slices_too",
     "fault_7_ten_thousand_connections_of_one_client_disturb_nobody_else",
+    "a_target_that_is_up_after_300_ms_answers_long_before_kubelet_calls_it_ready",
+    "a_target_whose_probe_runs_in_the_container_is_waited_for_until_kubelet_calls_it_ready",
     "a_client_is_held_through_the_crashes_of_its_target",
     "a_target_that_is_scaled_to_zero_in_the_middle_of_a_wake_is_woken_again",
     "a_target_that_flaps_is_intercepted_while_it_is_not_ready_and_served_while_it_is",

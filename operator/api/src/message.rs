@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::probe::ProbeRule;
 
 use crate::cidr::Cidr;
+use crate::readiness::StartingPod;
 
 /// The newest protocol version that this build reads, and the one that it writes.
 pub const PROTOCOL: u32 = 1;
@@ -128,6 +129,13 @@ pub struct ServiceState {
     /// UIDs of the pods behind [`PortState::draining`]: what they dial themselves is not redirected.
     #[serde(default)]
     pub draining_pods: Vec<String>,
+    /// Pods that may be ready before EndpointSlices say so; resolvers that hold connections ask them. None while a pod is
+    /// ready as far as slices know.
+    #[serde(default)]
+    pub starting: Vec<StartingPod>,
+    /// How many resolvers hold connections and ask, rounded up to a power of two: they share what a pod is asked.
+    #[serde(default)]
+    pub asking: u32,
     /// How connections are held.
     pub hold: HoldPolicy,
     /// HTTP requests that are answered in place of the target.
@@ -357,6 +365,28 @@ pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::readiness::{Probe, ProbeAction, TargetPort};
+
+    fn starting() -> StartingPod {
+        let probe =
+            |action| Probe { action, successes: 1, period: Duration::from_secs(10), timeout: Duration::from_secs(1) };
+        let http = ProbeAction::Http {
+            tls: true,
+            port: 8443,
+            path: "/healthz?full".into(),
+            headers: vec![("x-probe".into(), "1".into())],
+        };
+        StartingPod {
+            uid: "q".into(),
+            addresses: vec!["10.244.0.9".parse().unwrap()],
+            ports: vec![TargetPort { port: 80, target: 8080 }],
+            containers: vec![
+                vec![probe(ProbeAction::Tcp { port: 8080 }), probe(http)],
+                vec![probe(ProbeAction::Grpc { port: 9090, service: String::new() })],
+            ],
+            confirmation: Duration::from_secs(15),
+        }
+    }
 
     fn service() -> ServiceState {
         ServiceState {
@@ -379,6 +409,8 @@ mod tests {
                 proxy_protocol: true,
             }],
             draining_pods: vec!["p".into()],
+            starting: vec![starting()],
+            asking: 2,
             hold: HoldPolicy::default(),
             probes: vec![],
             tracking: Some(Tracking {
@@ -446,6 +478,19 @@ mod tests {
         old["ports"][0].as_object_mut().unwrap().remove("draining").unwrap();
         let read: ServiceState = serde_json::from_value(old).unwrap();
         assert!(read.draining_pods.is_empty() && read.ports[0].draining.is_empty());
+    }
+
+    #[test]
+    fn a_state_of_an_operator_that_knows_no_starting_pods_is_read_and_so_is_a_kind_of_probe_that_is_not_known() {
+        let mut old = serde_json::to_value(service()).unwrap();
+        old.as_object_mut().unwrap().remove("starting").unwrap();
+        old.as_object_mut().unwrap().remove("asking").unwrap();
+        let read: ServiceState = serde_json::from_value(old).unwrap();
+        assert!(read.starting.is_empty() && read.asking == 0);
+        let mut newer = serde_json::to_value(service()).unwrap();
+        newer["starting"][0]["containers"][0][0]["action"] = serde_json::json!({"kind": "telepathy", "to": "pod"});
+        let read: ServiceState = serde_json::from_value(newer).unwrap();
+        assert_eq!(read.starting[0].containers[0][0].action, ProbeAction::Unknown);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod draining;
 mod ending;
 mod orders;
 mod schedule;
+mod starting;
 
 const SETTINGS: Settings = Settings {
     kube_proxy_sync: Duration::from_secs(2),
@@ -33,6 +34,7 @@ struct World {
     versions: u64,
     ready: bool,
     draining: Vec<DrainingEndpoint>,
+    pods: Vec<std::sync::Arc<k8s_openapi::api::core::v1::Pod>>,
     slices: Vec<ResolverSlice>,
     resolvers: Vec<ResolverObserved>,
     triggers: Option<TriggersObserved>,
@@ -84,6 +86,7 @@ impl World {
             versions: 0,
             ready: true,
             draining: vec![],
+            pods: vec![],
             slices: vec![],
             resolvers: vec![],
             triggers: None,
@@ -175,6 +178,7 @@ impl World {
             stale_pauses: self.stale_pauses.clone(),
             backends,
             draining: self.draining.clone(),
+            pods: self.pods.clone(),
             slices: self.slices.clone(),
             stale_private: vec![],
             resolvers: self.resolvers.clone(),

@@ -17,6 +17,8 @@ fn state(uid: &str, revision: u64) -> ServiceState {
         fallback: vec![],
         ports: vec![],
         draining_pods: vec![],
+        starting: vec![],
+        asking: 0,
         hold: HoldPolicy::default(),
         probes: vec![],
         tracking: None,

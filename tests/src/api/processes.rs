@@ -13,6 +13,7 @@ use elasti_resolver::connection::Context;
 use elasti_resolver::forward::Dialer;
 use elasti_resolver::interception::Interception;
 use elasti_resolver::metrics::Metrics;
+use elasti_resolver::readiness::Asker;
 use elasti_resolver::report::Board;
 use elasti_resolver::stream::connection::{Connector, Identity};
 use elasti_resolver::supervisor::{Heard, Parts, Supervisor};
@@ -158,6 +159,8 @@ impl Resolver {
             track: Err("there is no eBPF here".to_owned()),
             node: "node".to_owned(),
             context: Context::new(dialer),
+            // Pods at this level have no container to ask.
+            asker: Asker::new(dialer, std::time::Duration::ZERO, metrics.clone()),
             capacity: Capacity::new(Limits { descriptors: u64::MAX, memory: None, conntrack: None }, metrics.clone()),
             board: board.clone(),
             heard: heard.clone(),

@@ -206,6 +206,8 @@ fn state(revision: u64, backends: usize) -> ServiceState {
             proxy_protocol: false,
         }],
         draining_pods: vec![],
+        starting: vec![],
+        asking: 0,
         hold: HoldPolicy::default(),
         probes: vec![],
         tracking: None,

@@ -1,0 +1,170 @@
+//! Whether starting pods are ready, asked faster than kubelet does: every 10 ms instead of every `periodSeconds`.
+//!
+//! One task for each ElastiService that has had starting pods. Invariants: a pod is asked only while this resolver holds a
+//! connection for it and an operator names it; it counts as ready only when every probe has met its own thresholds, and for no
+//! longer than kubelet needs to say the same. The supervisor starts the task; [`Service`] takes the answers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use elasti_api::readiness::{Probe, StartingPod};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::forward::Dialer;
+use crate::metrics::Metrics;
+use crate::service::Service;
+
+mod exchange;
+
+/// The most pods of one Service that are asked at once: the first that is ready ends the wait.
+const PODS: usize = 16;
+
+/// The most questions that are open at once, over all Services.
+const QUESTIONS: usize = 256;
+
+/// The pause grows to this part of the time that the pod has been asked for: what a slow starter loses by it is nothing
+/// beside what it takes.
+const PART: u32 = 1000;
+
+/// The longest pause, unless the shortest is longer.
+const PAUSE_MAX: Duration = Duration::from_millis(250);
+
+/// Resolvers that may each ask a pod as often as they are set to; where more hold connections, each asks less often.
+const FULL_SPEED: u32 = 4;
+
+/// How long a connection to a pod may take at first: within a cluster it takes a millisecond. A first packet that got lost,
+/// because the pod's network was not there yet, would be repeated only after a second.
+const CONNECT_MIN: Duration = Duration::from_millis(50);
+
+/// The part of the time that a pod has been asked for that a connection may take: there are slow networks.
+const CONNECT_PART: u32 = 10;
+
+/// Asks pods. Clones share their limit.
+#[derive(Clone, Debug)]
+pub struct Asker {
+    dialer: Dialer,
+    interval: Duration,
+    questions: Arc<Semaphore>,
+    metrics: Metrics,
+}
+
+impl Asker {
+    /// One that asks every `interval`; zero: never.
+    pub fn new(dialer: Dialer, interval: Duration, metrics: Metrics) -> Self {
+        Self { dialer, interval, questions: Arc::new(Semaphore::new(QUESTIONS)), metrics }
+    }
+
+    /// Asks the starting pods of `service` for as long as the result lives; nothing when pods are not to be asked.
+    pub fn follow(&self, service: &Arc<Service>) -> Option<AbortOnDropHandle<()>> {
+        if self.interval.is_zero() {
+            return None;
+        }
+        Some(AbortOnDropHandle::new(tokio::spawn(follow(self.clone(), Arc::clone(service)))))
+    }
+
+    /// The pause between two questions, start to start.
+    fn pause(&self, asked_for: Duration, asking: u32) -> Duration {
+        let longest = PAUSE_MAX.max(self.interval);
+        let pause = (asked_for / PART).clamp(self.interval, longest);
+        pause.saturating_mul(asking.div_ceil(FULL_SPEED).max(1))
+    }
+}
+
+/// A pod that is being asked.
+struct Asked {
+    pod: Arc<StartingPod>,
+    since: Instant,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// Asks whatever pods the view names.
+async fn follow(asker: Asker, service: Arc<Service>) {
+    let mut views = service.views();
+    let mut pods: HashMap<String, Asked> = HashMap::new();
+    loop {
+        let starting = Arc::clone(&views.borrow_and_update().starting);
+        pods.retain(|uid, _| starting.iter().any(|starting| starting.pod.uid == *uid));
+        for starting in starting.iter().take(PODS) {
+            let pod = &starting.pod;
+            let before = pods.get(&pod.uid);
+            if before.is_some_and(|before| before.pod == *pod) {
+                continue;
+            }
+            let since = before.map_or_else(Instant::now, |before| before.since);
+            let task = tokio::spawn(ask(asker.clone(), Arc::clone(&service), Arc::clone(pod), since));
+            let now = Asked { pod: Arc::clone(pod), since, _task: AbortOnDropHandle::new(task) };
+            pods.insert(pod.uid.clone(), now);
+        }
+        if views.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Asks one pod until it is ready, and again when kubelet has not said the same in time.
+async fn ask(asker: Asker, service: Arc<Service>, pod: Arc<StartingPod>, since: Instant) {
+    let Some(address) = pod.addresses.first().copied() else { return };
+    let questions = Questions { asker: &asker, service: &service, since };
+    loop {
+        for probe in pod.containers.iter().flatten() {
+            questions.until_met(address, probe).await;
+        }
+        if service.set_ready(&pod.uid, true) {
+            tracing::debug!(service = %service, pod = pod.uid, after = ?since.elapsed(), "a pod says that it is ready");
+        }
+        sleep(pod.confirmation).await;
+        if service.set_ready(&pod.uid, false) {
+            tracing::info!(service = %service, pod = pod.uid, "kubelet does not say that the pod is ready; asking it again");
+        }
+    }
+}
+
+/// The questions to one pod.
+struct Questions<'a> {
+    asker: &'a Asker,
+    service: &'a Service,
+    since: Instant,
+}
+
+impl Questions<'_> {
+    /// Asks until the probe has succeeded as often in a row as it must. Only failures are repeated fast: successes in a row
+    /// are meant to show that it lasts.
+    async fn until_met(&self, address: std::net::IpAddr, probe: &Probe) {
+        let mut successes = 0;
+        loop {
+            let started = Instant::now();
+            let good = self.once(address, probe).await;
+            successes = if good { successes + 1 } else { 0 };
+            if successes >= probe.successes {
+                return;
+            }
+            let pause = if good { probe.period } else { self.pause() };
+            sleep_until(started + pause).await;
+        }
+    }
+
+    /// Asks once somebody waits for the answer.
+    async fn once(&self, address: std::net::IpAddr, probe: &Probe) -> bool {
+        while self.service.traffic().held == 0 {
+            sleep(self.asker.interval).await;
+        }
+        let Ok(_permit) = self.asker.questions.acquire().await else { return false };
+        let connect = CONNECT_MIN.max(self.since.elapsed() / CONNECT_PART).min(probe.timeout);
+        let answered = exchange::ask(self.asker.dialer, address, &probe.action, connect);
+        let answer = tokio::time::timeout(probe.timeout, answered).await.map_err(|_| exchange::Fault::Timeout);
+        let good = matches!(answer, Ok(Ok(())));
+        self.asker.metrics.probed(good);
+        good
+    }
+
+    fn pause(&self) -> Duration {
+        let asking = self.service.views().borrow().asking;
+        self.asker.pause(self.since.elapsed(), asking)
+    }
+}
+
+#[cfg(test)]
+mod tests;

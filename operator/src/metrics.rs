@@ -1,7 +1,7 @@
 //! What the operator counts. KubeElasti's names where they mean the same; labels are closed sets, names of objects, or
 //! nothing: never error texts.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use elasti_api::message::Mode;
 use prometheus::core::Collector;
@@ -15,6 +15,9 @@ use crate::observed::ObjectKey;
 /// KubeElasti's buckets, in seconds, and finer ones below: a round here takes milliseconds.
 const RECONCILE_BUCKETS: [f64; 9] = [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0];
 
+/// Seconds from the news of held connections to the answer of the API server: some milliseconds, seconds when it is slow.
+const WAKE_BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+
 /// Everything that is counted; one per process.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -22,6 +25,7 @@ pub struct Metrics {
     mode: IntGaugeVec,
     scaled: IntCounterVec,
     wakes: IntCounterVec,
+    wake_seconds: HistogramVec,
     token_reviews: IntCounterVec,
     newer_messages: IntGauge,
     /// Resolver streams that are up.
@@ -60,6 +64,14 @@ impl Metrics {
                     "elasti_operator_notifications_total",
                     "Notifications by HTTP, by their outcome.",
                     &["result"],
+                )?,
+            )?,
+            wake_seconds: register(
+                registry,
+                HistogramVec::new(
+                    HistogramOpts::new("elasti_operator_wake_seconds", "Seconds that a part of a wake took.")
+                        .buckets(WAKE_BUCKETS.to_vec()),
+                    &["phase"],
                 )?,
             )?,
             token_reviews: register(
@@ -107,6 +119,11 @@ impl Metrics {
     pub fn scaled(&self, elasti: &ObjectKey, direction: &'static str, done: bool) {
         let result = if done { "success" } else { "error" };
         self.scaled.with_label_values(&[elasti.namespace.as_str(), &elasti.to_string(), direction, result]).inc();
+    }
+
+    /// A target was woken so long after a resolver's news of held connections had come.
+    pub fn woken(&self, after: Duration) {
+        self.wake_seconds.with_label_values(&["scaled"]).observe(after.as_secs_f64());
     }
 
     /// A notification was answered.

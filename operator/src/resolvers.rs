@@ -67,6 +67,8 @@ struct Said {
     ack: Option<Ack>,
     traffic: Traffic,
     activity: Option<Activity>,
+    /// When it said that connections are held.
+    held_since: Option<Instant>,
 }
 
 /// The resolver speaks of more ElastiServices than there can be.
@@ -96,6 +98,11 @@ impl Resolvers {
             ResolverObserved { pod, node, addresses, redirect_disabled, leaving, ack, traffic, activity }
         };
         self.table().by_pod.values().map(observed).collect()
+    }
+
+    /// When the first resolver said that connections are held; `None` while none are.
+    pub fn held_since(&self, uid: &str) -> Option<Instant> {
+        self.table().by_pod.values().filter_map(|resolver| resolver.services.get(uid)?.held_since).min()
     }
 
     /// What changes from now on.
@@ -181,6 +188,7 @@ impl Connection {
     pub fn traffic(&self, uid: &str, traffic: Traffic) -> Result<(), TooManyServices> {
         self.said(uid, |said| {
             let changed = said.traffic != traffic;
+            said.held_since = (traffic.held > 0).then(|| said.held_since.unwrap_or_else(Instant::now));
             said.traffic = traffic;
             changed
         })

@@ -166,10 +166,14 @@ impl Service {
     }
 
     fn show(&self, view: View) {
-        if view.ports.values().any(|port| !port.targets.is_empty())
-            && let Some(episode) = &mut self.waiting().episode
-        {
-            episode.ready(Instant::now());
+        if let Some(episode) = &mut self.waiting().episode {
+            let now = Instant::now();
+            if !view.starting.is_empty() {
+                episode.addressed(now);
+            }
+            if view.ports.values().any(|port| !port.targets.is_empty()) {
+                episode.ready(now);
+            }
         }
         self.view.send_if_modified(|old| {
             let changed = *old != view;
@@ -269,6 +273,7 @@ impl Service {
             namespace = self.namespace,
             service = self.name,
             notified_ms = timeline.notified.map(millis),
+            addressed_ms = timeline.addressed.map(millis),
             ready_ms = timeline.ready.map(millis),
             forwarded_ms = timeline.forwarded.map(millis),
             total_ms = millis(timeline.total),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 pub struct Episode {
     accepted: Instant,
     notified: Option<Instant>,
+    addressed: Option<Instant>,
     ready: Option<Instant>,
     told: bool,
 }
@@ -16,6 +17,8 @@ pub struct Episode {
 pub struct Timeline {
     /// From accept until the first operator replica was sent the news.
     pub notified: Option<Duration>,
+    /// From accept until the address of a pod was known that may be asked whether it is ready.
+    pub addressed: Option<Duration>,
     /// From accept until a backend was known.
     pub ready: Option<Duration>,
     /// From then until a connection to a backend stood.
@@ -27,12 +30,17 @@ pub struct Timeline {
 impl Episode {
     /// Begins with the first connection that is held.
     pub fn new(accepted: Instant) -> Self {
-        Self { accepted, notified: None, ready: None, told: false }
+        Self { accepted, notified: None, addressed: None, ready: None, told: false }
     }
 
     /// An operator replica was sent the news; only the first counts.
     pub fn notified(&mut self, at: Instant) {
         self.notified.get_or_insert(at);
+    }
+
+    /// The address of a starting pod is known; only the first counts.
+    pub fn addressed(&mut self, at: Instant) {
+        self.addressed.get_or_insert(at);
     }
 
     /// A backend is known; only the first counts.
@@ -48,6 +56,7 @@ impl Episode {
         let since = |moment: Instant| moment.saturating_duration_since(self.accepted);
         Some(Timeline {
             notified: self.notified.map(since),
+            addressed: self.addressed.map(since),
             ready: self.ready.map(since),
             forwarded: self.ready.map(|ready| at.saturating_duration_since(ready)),
             total: since(at),
@@ -66,6 +75,8 @@ mod tests {
         let mut episode = Episode::new(start);
         episode.notified(at(1));
         episode.notified(at(2));
+        episode.addressed(at(200));
+        episode.addressed(at(250));
         episode.ready(at(300));
         episode.ready(at(400));
         let millis = Duration::from_millis;
@@ -73,6 +84,7 @@ mod tests {
             episode.forwarded(at(304)),
             Some(Timeline {
                 notified: Some(millis(1)),
+                addressed: Some(millis(200)),
                 ready: Some(millis(300)),
                 forwarded: Some(millis(4)),
                 total: millis(304)

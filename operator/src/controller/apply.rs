@@ -179,7 +179,13 @@ impl Controller {
         let result = target::scale_up(&api, target, replicas).await;
         self.parts.metrics.scaled(key, "up", result.is_ok());
         if result? == Scaled::Done {
-            tracing::info!(elastiservice = %key, target = %target.name, replicas, "woken");
+            let uid = snapshot.elasti.metadata.uid.as_deref().unwrap_or_default();
+            let after = self.parts.resolvers.held_since(uid).map(|since| since.elapsed());
+            if let Some(after) = after {
+                self.parts.metrics.woken(after);
+            }
+            let after_ms = after.map(|after| (after.as_secs_f64() * 1e6).round() / 1e3);
+            tracing::info!(elastiservice = %key, target = %target.name, replicas, after_ms, "woken");
             self.record(
                 &snapshot.elasti,
                 event(false, "ScaledUp", format!("scaled {} from 0 to {replicas}", target.name)),

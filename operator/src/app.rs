@@ -247,7 +247,7 @@ async fn follow_resolvers(resolvers: &Resolvers, controller: &Controller) {
     loop {
         match changes.next().await {
             Change::Members => controller.look_at_all(),
-            Change::Service(uid) => controller.look_at(&uid),
+            Change::Service(uid) => controller.look_at_all_woken_with(&uid),
         }
     }
 }

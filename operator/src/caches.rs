@@ -13,7 +13,10 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use crate::autoscaler::{self, AutoscalerObserved, AutoscalerState, Pause};
-use crate::observed::{DrainingEndpoint, ObjectKey, ResolverSlice, ServiceObserved, TargetObserved, TargetState};
+use crate::observed::{
+    DrainingEndpoint, ObjectKey, PartnersObserved, ResolverSlice, ServiceObserved, TargetObserved, TargetState,
+};
+use crate::partners;
 use crate::target::Kind;
 
 mod autoscalers;
@@ -33,6 +36,8 @@ struct Tables {
     by_service: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
     /// ElastiServices by the target that they name.
     by_target: HashMap<(Kind, ObjectKey), BTreeSet<ObjectKey>>,
+    /// ElastiServices by those that they are to be woken with.
+    by_partner: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
     /// ElastiServices by UID.
     by_uid: HashMap<String, ObjectKey>,
     services: HashMap<ObjectKey, ServiceObserved>,
@@ -75,6 +80,8 @@ pub struct Snapshot {
     pub slices: Vec<ResolverSlice>,
     /// See [`crate::observed::Observed`].
     pub stale_private: Vec<String>,
+    /// See [`crate::observed::Observed`].
+    pub partners: PartnersObserved,
 }
 
 /// The ElastiServices that a change concerns.
@@ -114,6 +121,20 @@ impl Caches {
     pub fn owner_of(&self, service: &ObjectKey) -> Option<ObjectKey> {
         let tables = self.read();
         tables.owner(service).map(|(key, _)| key.clone())
+    }
+
+    /// Whoever is woken with this ElastiService.
+    pub fn woken_with(&self, key: &ObjectKey) -> Concerned {
+        let tables = self.read();
+        partners::reached(key, |key| tables.named_by(key))
+    }
+
+    /// UIDs of those whose wake wakes this ElastiService too.
+    pub fn wakers(&self, key: &ObjectKey) -> Vec<String> {
+        let tables = self.read();
+        let naming = |key: &ObjectKey| tables.by_partner.get(key).into_iter().flatten().cloned().collect();
+        let wakers = partners::reached(key, naming);
+        wakers.iter().filter_map(|waker| tables.elastis.get(waker)?.metadata.uid.clone()).collect()
     }
 
     /// Everything that is known about an ElastiService; `None` when there is none of this name.
@@ -156,6 +177,7 @@ impl Caches {
                 .filter(|private| **private != private_key)
                 .map(|private| private.name.clone())
                 .collect(),
+            partners: tables.partners(key, &elasti),
             elasti,
         })
     }
@@ -167,6 +189,9 @@ impl Caches {
         let mut concerned = tables.remove_elasti(&key).map(|(concerned, _)| concerned).unwrap_or_default();
         let elasti = Arc::new(elasti);
         let (service, target) = references(&key, &elasti);
+        for partner in wake_with(&key, &elasti) {
+            tables.by_partner.entry(partner).or_default().insert(key.clone());
+        }
         tables.by_service.entry(service.clone()).or_default().insert(key.clone());
         if let Some(target) = target {
             tables.by_target.entry(target).or_default().insert(key.clone());
@@ -175,7 +200,8 @@ impl Caches {
         if let Some(uid) = &elasti.metadata.uid {
             tables.by_uid.insert(uid.clone(), key.clone());
         }
-        tables.elastis.insert(key, elasti);
+        tables.elastis.insert(key.clone(), elasti);
+        concerned.extend(tables.wake_together(&key));
         concerned.extend(tables.by_service.get(&service).into_iter().flatten().cloned());
         concerned
     }
@@ -293,6 +319,14 @@ impl Caches {
     }
 }
 
+/// The ElastiServices that one is to be woken with, as it names them.
+fn wake_with(key: &ObjectKey, elasti: &ElastiService) -> Vec<ObjectKey> {
+    let partners = elasti.spec.wake_with.iter().flatten();
+    partners
+        .map(|partner| ObjectKey::new(partner.namespace.as_ref().unwrap_or(&key.namespace), &partner.name))
+        .collect()
+}
+
 /// The Service and the target that an ElastiService names.
 fn references(key: &ObjectKey, elasti: &ElastiService) -> (ObjectKey, Option<(Kind, ObjectKey)>) {
     let service = ObjectKey::new(&key.namespace, &elasti.spec.service);
@@ -318,6 +352,30 @@ impl Tables {
                 (metadata.creation_timestamp.as_ref().map(|time| time.0), metadata.uid.clone())
             },
         )
+    }
+
+    /// Whom an ElastiService names in `spec.wakeWith`.
+    fn named_by(&self, key: &ObjectKey) -> Vec<ObjectKey> {
+        self.elastis.get(key).map(|elasti| wake_with(key, elasti)).unwrap_or_default()
+    }
+
+    /// All whom a change of an ElastiService's `spec.wakeWith` may concern: whoever is woken with it, or it with them.
+    fn wake_together(&self, key: &ObjectKey) -> Concerned {
+        let mut concerned = partners::reached(key, |key| self.named_by(key));
+        concerned
+            .extend(partners::reached(key, |key| self.by_partner.get(key).into_iter().flatten().cloned().collect()));
+        concerned
+    }
+
+    fn partners(&self, key: &ObjectKey, elasti: &ElastiService) -> PartnersObserved {
+        let named = wake_with(key, elasti);
+        if named.is_empty() {
+            return PartnersObserved::default();
+        }
+        PartnersObserved {
+            missing: named.into_iter().filter(|partner| !self.elastis.contains_key(partner)).collect(),
+            cycle: partners::cycle(key, |key| self.named_by(key)),
+        }
     }
 
     fn target(&self, elasti: &ElastiService) -> TargetState {
@@ -407,7 +465,11 @@ impl Tables {
     }
 
     fn remove_elasti(&mut self, key: &ObjectKey) -> Option<(Concerned, Option<String>)> {
+        let together = self.wake_together(key);
         let elasti = self.elastis.remove(key)?;
+        for partner in wake_with(key, &elasti) {
+            unindex(&mut self.by_partner, &partner, key);
+        }
         let (service, target) = references(key, &elasti);
         unindex(&mut self.by_service, &service, key);
         if let Some(target) = target {
@@ -420,7 +482,9 @@ impl Tables {
         {
             self.by_uid.remove(uid);
         }
-        Some((self.by_service.get(&service).cloned().unwrap_or_default(), uid))
+        let mut concerned = self.by_service.get(&service).cloned().unwrap_or_default();
+        concerned.extend(together);
+        Some((concerned, uid))
     }
 
     fn remove_service(&mut self, key: &ObjectKey) -> Concerned {

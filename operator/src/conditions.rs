@@ -1,13 +1,13 @@
 //! Conditions: what is wrong with an ElastiService, with cause and cure, in words for its user.
 //!
 //! Pure. `Ready` says whether it does its work, `Intercepting` whether connections pass through resolvers, `TargetReady`
-//! whether the target serves.
+//! whether the target serves, and `WakeWith`, where it is given, whether those that shall wake together are there.
 
 use elasti_api::message::Mode;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use crate::observed::{Addressing, Observed, ServiceObserved, TargetState, Verdict};
+use crate::observed::{Addressing, ObjectKey, Observed, PartnersObserved, ServiceObserved, TargetState, Verdict};
 use crate::plan::{self, published};
 use crate::{autoscaler, idleness, probes, schedule};
 
@@ -122,10 +122,35 @@ pub fn conditions(observed: &Observed<'_>, mode: Mode, now: Timestamp) -> Vec<Co
     let intercepting = ("Intercepting", on, reason, message);
     let (on, reason, message) = target_ready(observed);
     let target_ready = ("TargetReady", on, reason, message);
+    let woken = wake_with(observed).map(|(on, reason, message)| ("WakeWith", on, reason, message));
     [ready, intercepting, target_ready]
         .into_iter()
+        .chain(woken)
         .map(|(type_, on, reason, message)| condition(observed, now, type_, on, reason, message))
         .collect()
+}
+
+/// What is to be said of `spec.wakeWith`, where it is given.
+fn wake_with(observed: &Observed<'_>) -> Option<(bool, String, String)> {
+    let named = observed.elasti.spec.wake_with.as_ref().filter(|named| !named.is_empty())?;
+    let list =
+        |keys: &[ObjectKey], between: &str| keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(between);
+    let PartnersObserved { missing, cycle } = &observed.partners;
+    if !missing.is_empty() {
+        let message = format!(
+            "spec.wakeWith names ElastiServices that do not exist: {}; create them or take the names out",
+            list(missing, ", ")
+        );
+        return Some((false, "PartnerNotFound".to_owned(), message));
+    }
+    if let Some(cycle) = cycle {
+        let message = format!(
+            "spec.wakeWith leads in a circle: {}; each of them wakes all, which does no harm, but if one way is meant take the other out",
+            list(cycle, " wakes ")
+        );
+        return Some((true, "Cycle".to_owned(), message));
+    }
+    Some((true, "Resolved".to_owned(), format!("{} wake together with this one", named.len())))
 }
 
 /// The condition `Ready`, if it names a fault that it did not name before.

@@ -139,6 +139,23 @@ impl Controller {
         self.look(self.parts.caches.by_uid(uid).into_iter().collect());
     }
 
+    /// Has the ElastiService with this UID looked at, and all that are woken with it.
+    pub fn look_at_all_woken_with(&self, uid: &str) {
+        let Some(key) = self.parts.caches.by_uid(uid) else { return };
+        let mut concerned = self.parts.caches.woken_with(&key);
+        concerned.insert(key);
+        self.look(concerned);
+    }
+
+    /// Whether connections are held for an ElastiService that this one is to be woken with.
+    fn partner_waits(&self, elasti: &ElastiService) -> bool {
+        let metadata = &elasti.metadata;
+        let key =
+            ObjectKey::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default());
+        let wakers = self.parts.caches.wakers(&key);
+        wakers.iter().any(|uid| self.parts.resolvers.held_since(uid).is_some())
+    }
+
     fn follow_pods(self: &Arc<Self>, key: &ObjectKey, snapshot: &Snapshot, uid: &str, follow: bool) {
         let labels = snapshot.service.as_ref().filter(|_| follow).map(|service| service.selector.clone());
         let selected = labels.map(|labels| Selected { namespace: key.namespace.clone(), labels });
@@ -180,6 +197,8 @@ impl Controller {
             resolvers: self.parts.resolvers.observed(uid),
             triggers: state.answers.get(uid).cloned(),
             diagnosis: state.diagnoses.get(uid).cloned(),
+            partners: snapshot.partners.clone(),
+            partner_waits: self.partner_waits(&snapshot.elasti),
             leading_since: leadership.leader.then_some(leadership.since),
             holder_silent: leadership.holder_silent,
         };
@@ -280,7 +299,7 @@ impl Wake for Arc<Controller> {
                 return WakeAnswer::Accepted;
             }
             let replicas = snapshot.elasti.spec.min_target_replicas.max(1);
-            match this.scale_up(&key, &snapshot, replicas).await {
+            match this.wake_target(&key, &snapshot, replicas).await {
                 Ok(()) => WakeAnswer::Accepted,
                 Err(error) => WakeAnswer::Failed(format!("{error:#}")),
             }

@@ -15,6 +15,7 @@ pub mod idleness;
 pub mod leader;
 pub mod metrics;
 pub mod observed;
+pub mod partners;
 pub mod permissions;
 pub mod plan;
 pub mod pods;

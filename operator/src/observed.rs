@@ -205,6 +205,15 @@ pub struct Diagnosis {
     pub message: String,
 }
 
+/// What is known of the ElastiServices that one is to be woken with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PartnersObserved {
+    /// Those that `spec.wakeWith` names and that are not there.
+    pub missing: Vec<ObjectKey>,
+    /// How `spec.wakeWith` leads from the ElastiService back to itself, if it does; both ends included.
+    pub cycle: Option<Vec<ObjectKey>>,
+}
+
 /// Everything that is known of one ElastiService at one moment.
 #[derive(Clone, Debug)]
 pub struct Observed<'a> {
@@ -238,6 +247,10 @@ pub struct Observed<'a> {
     pub triggers: Option<TriggersObserved>,
     /// What a look at the pods said about a wake that takes long.
     pub diagnosis: Option<Diagnosis>,
+    /// What is known of the ElastiServices in `spec.wakeWith`.
+    pub partners: PartnersObserved,
+    /// Connections are held for an ElastiService that this one is to be woken with.
+    pub partner_waits: bool,
     /// Since when this replica holds the Lease; `None` when another one does.
     pub leading_since: Option<Instant>,
     /// Another replica holds the Lease and has not renewed it for some seconds.
@@ -258,6 +271,11 @@ impl Observed<'_> {
     /// Connections that wait for the target, over all resolvers.
     pub fn held(&self) -> u32 {
         self.resolvers.iter().map(|resolver| resolver.traffic.held).sum()
+    }
+
+    /// Whether somebody waits for the target: connections are held for it, or for one that it is to be woken with.
+    pub fn waited_for(&self) -> bool {
+        self.held() > 0 || self.partner_waits
     }
 
     /// Connections that resolvers have ever accepted for it: growth is traffic.

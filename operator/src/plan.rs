@@ -86,7 +86,7 @@ pub struct Memory {
     last_traffic: Option<Instant>,
     /// The count of accepted connections that `last_traffic` is about.
     accepted: u64,
-    /// Since when connections have been held for a target at zero.
+    /// Since when somebody has waited for the target.
     held_since: Option<Instant>,
     /// The wakes of a target that has not been ready since.
     wakes: Option<Wakes>,
@@ -298,7 +298,7 @@ impl Planner<'_> {
         let now = Some(self.now.instant);
         let target = self.observed.target.found();
         let runs = target.is_some_and(|target| target.spec_replicas > 0);
-        if self.observed.target_ready() || (self.observed.held() == 0 && !self.busy()) {
+        if self.observed.target_ready() || !(self.observed.waited_for() || self.busy()) {
             self.memory.wakes = None;
         }
         self.memory.sent = self.memory.sent.take().filter(|sent| {
@@ -312,11 +312,11 @@ impl Planner<'_> {
             self.memory.awake_since = now;
         }
         let accepted = self.observed.accepted();
-        if accepted != self.memory.accepted || self.observed.held() > 0 || self.observed.forwarding() > 0 {
+        if accepted != self.memory.accepted || self.observed.waited_for() || self.observed.forwarding() > 0 {
             self.memory.last_traffic = now;
             self.memory.accepted = accepted;
         }
-        if self.observed.held() == 0 {
+        if !self.observed.waited_for() {
             self.memory.held_since = None;
         } else if self.memory.held_since.is_none() {
             self.memory.held_since = now;
@@ -366,13 +366,13 @@ impl Planner<'_> {
         Publish::State(Box::new(state))
     }
 
-    /// Whatever is held wakes a target at zero; so does a trigger that sees traffic.
+    /// Whatever is held wakes a target at zero, and those that are to be woken with it; so does a trigger that sees traffic.
     fn wake(&mut self) {
         let Some(target) = self.observed.target.found() else { return };
         if target.spec_replicas > 0 || self.observed.taken_by.is_some() {
             return;
         }
-        let wanted = match (self.observed.held() > 0, self.leads()) {
+        let wanted = match (self.observed.waited_for(), self.leads()) {
             (true, true) => true,
             (true, false) => self.passed(self.memory.held_since, FOLLOWER_PATIENCE),
             (false, leads) => leads && self.busy(),

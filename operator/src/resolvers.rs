@@ -94,7 +94,7 @@ impl Resolvers {
             let said = resolver.services.get(uid).cloned().unwrap_or_default();
             let Identity { pod, node, addresses, redirect_disabled } = resolver.identity.clone();
             let leaving = resolver.leaving;
-            let Said { ack, traffic, activity } = said;
+            let Said { ack, traffic, activity, held_since: _ } = said;
             ResolverObserved { pod, node, addresses, redirect_disabled, leaving, ack, traffic, activity }
         };
         self.table().by_pod.values().map(observed).collect()

@@ -12,7 +12,8 @@ use crate::wake::Timeline;
 const SERVICE: [&str; 2] = ["namespace", "service"];
 
 /// Seconds: our own share of a wake is a millisecond, a pod's start seconds, a cold image pull minutes.
-const WAKE_BUCKETS: [f64; 16] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
+const WAKE_BUCKETS: [f64; 16] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 
 /// All metrics; clones are the same metrics.
 #[derive(Clone, Debug)]

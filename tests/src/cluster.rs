@@ -132,6 +132,16 @@ impl Sandbox {
         }})
     }
 
+    /// The same at zero, intercepted.
+    pub fn sleeping_target(&self, target: &Target) {
+        let mut deployment = target.deployment();
+        deployment["spec"]["replicas"] = json!(0);
+        self.apply(deployment);
+        self.apply(target.service());
+        self.apply(target.elasti_service());
+        self.asleep(target);
+    }
+
     /// Waits until the target serves directly.
     pub fn awake(&self, target: &Target) {
         until("the target serves", || {

@@ -5,15 +5,17 @@ use std::time::{Duration, Instant, SystemTime};
 
 use elasti_tests::cluster::{Sandbox, Target, from_pod, metric, until};
 use k8s_openapi::api::core::v1::Pod;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// How much sooner than kubelet says so, at the least: with a period of 10 s it is some 8 s on a machine with nothing else to do.
 const SOONER: Duration = Duration::from_secs(3);
 
-/// nginx that is up after 300 ms.
-fn quick() -> Target {
+/// nginx that listens so many seconds after its container has started, with this readiness probe.
+fn nginx(up_after: &str, probe: &Value) -> Target {
     let mut target = Target::nginx("web");
-    target.command = ["sh", "-c", "sleep 0.3; exec nginx -g 'daemon off;'"].map(str::to_owned).to_vec();
+    let script = format!("sleep {up_after}; exec nginx -g 'daemon off;'");
+    target.command = ["sh", "-c", &script].map(str::to_owned).to_vec();
+    target.container = json!({"readinessProbe": probe});
     target
 }
 
@@ -25,10 +27,9 @@ fn called_ready(sandbox: &Sandbox, target: &Target) -> Option<SystemTime> {
     Some(ready.last_transition_time?.0.into())
 }
 
-/// Puts the target to sleep and calls it; says how long that took and what kubelet said at that moment.
+/// Calls a target at zero; says how long that took and when it was over.
 fn woken(sandbox: &Sandbox, target: &Target) -> (Duration, SystemTime) {
-    sandbox.target(target);
-    sandbox.sleep(target);
+    sandbox.sleeping_target(target);
     let url = format!("http://{}/", sandbox.cluster_address(target, 80));
     let started = Instant::now();
     let answer = from_pod(2, &["curl", "-sS", "--max-time", "60", &url]);
@@ -37,13 +38,15 @@ fn woken(sandbox: &Sandbox, target: &Target) -> (Duration, SystemTime) {
     (took, answered)
 }
 
+/// Kubelet of Kubernetes 1.34 asks out of turn whenever a pod's state changes, mostly within a second after its container has
+/// started; who is not up by then is asked again only after the period.
 #[test]
-fn a_target_that_is_up_after_300_ms_answers_long_before_kubelet_calls_it_ready() {
-    let (sandbox, mut target) = (Sandbox::new("waking"), quick());
-    let probe = json!({"httpGet": {"path": "/", "port": 80}, "periodSeconds": 10});
-    target.container = json!({"readinessProbe": probe});
+fn a_target_that_is_up_between_two_probes_of_kubelet_answers_long_before_kubelet_calls_it_ready() {
+    let sandbox = Sandbox::new("waking");
+    let target = nginx("2.3", &json!({"httpGet": {"path": "/", "port": "http"}, "periodSeconds": 10}));
+    let target = Target { container: with_port(target.container, "http"), ..target };
     let (took, answered) = woken(&sandbox, &target);
-    assert_eq!(called_ready(&sandbox, &target), None, "kubelet has not even asked");
+    assert_eq!(called_ready(&sandbox, &target), None, "kubelet has not asked again");
     assert_eq!(sandbox.mode(&target).as_deref(), Some("proxy"), "clients reach it directly when its slice says so");
     let ready = until("kubelet calls it ready", || called_ready(&sandbox, &target));
     let sooner = ready.duration_since(answered).unwrap_or_default();
@@ -53,12 +56,26 @@ fn a_target_that_is_up_after_300_ms_answers_long_before_kubelet_calls_it_ready()
     sandbox.awake(&target);
 }
 
+/// The container with a name for nginx's port.
+fn with_port(mut container: Value, name: &str) -> Value {
+    container["ports"] = json!([{"name": name, "containerPort": 80}]);
+    container
+}
+
 #[test]
 fn a_target_whose_probe_runs_in_the_container_is_waited_for_until_kubelet_calls_it_ready() {
-    let (sandbox, mut target) = (Sandbox::new("exec-probe"), quick());
-    let probe = json!({"exec": {"command": ["true"]}, "periodSeconds": 5});
-    target.container = json!({"readinessProbe": probe});
+    let sandbox = Sandbox::new("exec-probe");
+    let target = nginx("0.3", &json!({"exec": {"command": ["true"]}, "periodSeconds": 5}));
     woken(&sandbox, &target);
     assert!(called_ready(&sandbox, &target).is_some(), "kubelet has called it ready");
     sandbox.awake(&target);
+}
+
+#[test]
+fn a_frontend_wakes_with_its_database() {
+    let (sandbox, mut web, cache) = (Sandbox::new("together"), Target::nginx("web"), Target::redis("cache"));
+    web.spec = json!({"wakeWith": [{"name": "cache"}]});
+    sandbox.sleeping_target(&cache);
+    woken(&sandbox, &web);
+    sandbox.awake(&cache);
 }

@@ -82,6 +82,15 @@ pub struct ElastiServiceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<Hold>,
 
+    /// ElastiServices that are woken together with this one, such as that of the database of a frontend. Each sleeps by its own
+    /// triggers: one that is awake keeps no other awake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32), extend("x-kubernetes-validations" = [{
+        "rule": "self.all(one, self.exists_one(other, other == one))",
+        "message": "name each ElastiService once",
+    }]))]
+    pub wake_with: Option<Vec<WakePartner>>,
+
     /// What resolvers must know of single ports of the Service, where they cannot find it out themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 100), extend(
@@ -89,6 +98,19 @@ pub struct ElastiServiceSpec {
         "x-kubernetes-list-map-keys" = ["port"],
     ))]
     pub ports: Option<Vec<PortSpec>>,
+}
+
+/// An ElastiService that is woken together with the one that names it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WakePartner {
+    /// Name of the ElastiService.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Its namespace; absent: that of the one that names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: Option<String>,
 }
 
 /// What resolvers must know of one port of the Service.

@@ -76,7 +76,7 @@ impl Controller {
         match action {
             Action::AddFinalizer => self.finalizers(elasti, true).await?,
             Action::RemoveFinalizer => self.finalizers(elasti, false).await?,
-            Action::ScaleUp { replicas } => self.scale_up(key, snapshot, replicas).await?,
+            Action::ScaleUp { replicas } => self.wake_target(key, snapshot, replicas).await?,
             Action::ScaleDown => self.scale_down(key, snapshot).await?,
             Action::AllocatePorts(ports) => {
                 let owned = elasti.status.clone().unwrap_or_default().ports;
@@ -174,7 +174,30 @@ impl Controller {
         Ok((target::api(self.parts.client.clone(), kind, &key), target))
     }
 
-    pub(super) async fn scale_up(&self, key: &ObjectKey, snapshot: &Snapshot, replicas: i32) -> anyhow::Result<()> {
+    /// Wakes a target, and with it those of `spec.wakeWith`. While connections are held their own plans see to it; a wake for
+    /// another reason is told nobody else.
+    pub(super) async fn wake_target(&self, key: &ObjectKey, snapshot: &Snapshot, replicas: i32) -> anyhow::Result<()> {
+        self.scale_up(key, snapshot, replicas).await?;
+        let uid = snapshot.elasti.metadata.uid.as_deref().unwrap_or_default();
+        if self.parts.resolvers.held_since(uid).is_some() {
+            return Ok(());
+        }
+        for partner in self.parts.caches.woken_with(key) {
+            let sleeping = self.parts.caches.snapshot(&partner).filter(|snapshot| {
+                let at_zero = snapshot.target.found().is_some_and(|target| target.spec_replicas == 0);
+                at_zero && snapshot.taken_by.is_none()
+            });
+            let Some(snapshot) = sleeping else { continue };
+            let replicas = snapshot.elasti.spec.min_target_replicas.max(1);
+            if let Err(error) = self.scale_up(&partner, &snapshot, replicas).await {
+                let error = format!("{error:#}");
+                tracing::warn!(elastiservice = %partner, with = %key, error, "cannot be woken; its first connection will");
+            }
+        }
+        Ok(())
+    }
+
+    async fn scale_up(&self, key: &ObjectKey, snapshot: &Snapshot, replicas: i32) -> anyhow::Result<()> {
         let (api, target) = self.target(snapshot)?;
         let result = target::scale_up(&api, target, replicas).await;
         self.parts.metrics.scaled(key, "up", result.is_ok());

@@ -78,6 +78,8 @@ async fn what_cannot_work_is_refused_with_its_cure() {
         (json!({"hold": {"timeout": "soon"}}), "spec.hold.timeout"),
         (json!({"hold": {"timeout": "25h"}}), "at most 24h"),
         (json!({"enabledPeriod": {"duration": "0s"}}), "a duration above zero"),
+        (json!({"wakeWith": [{"name": "db"}, {"name": "db"}]}), "name each ElastiService once"),
+        (json!({"wakeWith": [{"name": ""}]}), "spec.wakeWith[0].name"),
         (json!({"triggers": []}), "spec.triggers"),
         (json!({"triggers": [{"type": "moon"}]}), r#"supported values: "prometheus""#),
         (json!({"autoscaler": {"type": "vpa", "name": "web"}}), r#"supported values: "hpa", "keda""#),

@@ -1,10 +1,11 @@
 //! `POST /informer/incoming-request`: who may wake what.
 
 use elasti_api::names::{NOTIFY_PATH, RESOLVER, TOKEN_AUDIENCE};
-use elasti_tests::api::{Cluster, Sandbox, deployment, elasti_service, service, until};
+use elasti_tests::api::{Cluster, Sandbox, deployment, elasti_service, interception_port, service, until};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::events::v1::Event;
 use serde_json::json;
+use tokio::net::TcpStream;
 
 /// A target at zero that the operator knows.
 async fn sleeping(sandbox: &Sandbox) {
@@ -96,4 +97,51 @@ async fn a_flag_waives_the_token_as_kubeelasti_does() {
     let (status, answer) = operator.send(&format!("POST {NOTIFY_PATH}"), &[], body.as_bytes()).await;
     assert_eq!(status, 200, "{answer}");
     until("the target is woken", async || (sandbox.replicas("web").await == 2).then_some(())).await;
+}
+
+/// A target at zero with this `spec.wakeWith`.
+async fn sleeping_with(sandbox: &Sandbox, name: &str, partners: &[&str]) {
+    let partners: Vec<_> = partners.iter().map(|partner| json!({"name": partner})).collect();
+    let partners = if partners.is_empty() { json!(null) } else { json!(partners) };
+    sandbox.create(deployment(name, 0)).await;
+    sandbox.create(service(name, json!({}))).await;
+    sandbox.create(elasti_service(name, json!({"wakeWith": partners}))).await;
+    sandbox.until(name, "mode proxy", |elasti| elasti["status"]["mode"] == "proxy").await;
+}
+
+#[tokio::test]
+async fn partners_wake_together_and_their_partners_and_nobody_else() {
+    let cluster = Cluster::new().await;
+    let sandbox = cluster.sandbox().await;
+    let operator = cluster.operator("a", &[]).await;
+    let resolver = cluster.resolver(&[&operator]).await;
+    for (name, partners) in [("db", &["web"][..]), ("api", &["db"]), ("web", &["api"]), ("other", &["web"])] {
+        sleeping_with(&sandbox, name, partners).await;
+    }
+    for name in ["db", "api", "web"] {
+        sandbox.until_reason(name, "WakeWith", "Cycle").await;
+    }
+    sandbox.until_reason("other", "WakeWith", "Resolved").await;
+    let elasti = sandbox.until_published("web").await;
+    let _client = TcpStream::connect((resolver.address, interception_port(&elasti, 80))).await.unwrap();
+    for name in ["db", "api", "web"] {
+        until("all in the circle are woken", async || (sandbox.replicas(name).await == 1).then_some(())).await;
+    }
+    assert_eq!(sandbox.replicas("other").await, 0, "it wakes the others and is woken by none");
+}
+
+#[tokio::test]
+async fn a_notification_wakes_partners_too_and_one_that_is_missing_is_told() {
+    let cluster = Cluster::new().await;
+    let sandbox = cluster.sandbox().await;
+    let operator = cluster.operator("a", &[]).await;
+    sleeping_with(&sandbox, "web", &["db"]).await;
+    let message = sandbox.until_reason("web", "WakeWith", "PartnerNotFound").await;
+    assert!(message.contains(&format!("{}/db", sandbox.namespace)), "{message}");
+    sleeping_with(&sandbox, "db", &[]).await;
+    sandbox.until_reason("web", "WakeWith", "Resolved").await;
+    let token = cluster.own().token(RESOLVER, Some(TOKEN_AUDIENCE), None).await;
+    let (status, answer) = operator.notify(&token, &sandbox.namespace, "web").await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!((sandbox.replicas("web").await, sandbox.replicas("db").await), (1, 1));
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use elasti_api::message::{HoldPolicy, Mode, OperatorMessage, ResolverMessage, ServiceState};
+use elasti_api::readiness::{Probe, ProbeAction, StartingPod, TargetPort};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -36,6 +37,40 @@ async fn a_held_connection_is_notified_released_and_answered() {
     world.metric_is("elasti_resolver_forwarded_bytes_total", "service=\"a\"", 10.0).await;
     world.metric_is("elasti_resolver_wake_seconds_count", "phase=\"notified\"", 1.0).await;
     world.metric_is("elasti_resolver_wake_seconds_count", "phase=\"total\"", 1.0).await;
+}
+
+#[tokio::test]
+async fn a_starting_pod_gets_held_connections_as_soon_as_it_answers_its_own_probe() {
+    let (world, port, [mut client]) = at_zero(HoldPolicy::default()).await;
+    client.write_all(b"early").await.unwrap();
+    world.operator.hears_held("a", 1).await;
+    let pod = echo().await;
+    let probe = Probe {
+        action: ProbeAction::Tcp { port: refusing().await.port() },
+        successes: 1,
+        period: Duration::from_secs(10),
+        timeout: Duration::from_secs(1),
+    };
+    let starting = StartingPod {
+        uid: "p".into(),
+        addresses: vec![pod.ip()],
+        ports: vec![TargetPort { port: 80, target: pod.port() }],
+        containers: vec![vec![probe.clone()]],
+        confirmation: Duration::from_mins(1),
+    };
+    let told = |pod: StartingPod| ServiceState { starting: vec![pod], asking: 1, ..state("a", 1, port, &[]) };
+    world.operator.set(&told(starting.clone()));
+    world.metric_at_least("elasti_resolver_readiness_probes_total", "failure", 3.0).await;
+    world.operator.hears_held("a", 1).await;
+    let open = Probe { action: ProbeAction::Tcp { port: pod.port() }, ..probe };
+    world.operator.set(&told(StartingPod { containers: vec![vec![open]], ..starting }));
+    let mut answer = [0; 5];
+    soon(client.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(&answer, b"early");
+    world.operator.hears_held("a", 0).await;
+    world.metric_is("elasti_resolver_wake_seconds_count", "phase=\"addressed\"", 1.0).await;
+    // The next one need not wait either.
+    ping(&mut dial(port).await, b"next").await;
 }
 
 #[tokio::test]

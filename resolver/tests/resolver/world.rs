@@ -100,6 +100,16 @@ impl World {
         series.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
     }
 
+    /// Waits until a metric has reached this value.
+    pub(crate) async fn metric_at_least(&self, name: &str, label: &str, value: f64) {
+        let reached = async {
+            while self.metric(name, label).await < value {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon(reached).await;
+    }
+
     /// Waits until a metric has this value.
     #[expect(clippy::float_cmp, reason = "counts are whole numbers")]
     pub(crate) async fn metric_is(&self, name: &str, label: &str, value: f64) {

@@ -47,6 +47,8 @@ pub fn state(uid: &str, revision: u64, interception_port: u16, backends: &[Socke
             proxy_protocol: false,
         }],
         draining_pods: vec![],
+        starting: vec![],
+        asking: 0,
         hold: HoldPolicy::default(),
         probes: vec![],
         tracking: None,

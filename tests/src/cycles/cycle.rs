@@ -148,7 +148,7 @@ impl<'a> Runner<'a> {
             Focus::Draining | Focus::Zero => {
                 self.scale_to_zero().await;
                 self.await_focus(focus, begun).await;
-                self.burst(u64::MAX)
+                self.aimed_burst(focus)
             }
             Focus::Before | Focus::BeforeScale | Focus::Patch => {
                 let burst = self.burst(u64::MAX);
@@ -169,7 +169,7 @@ impl<'a> Runner<'a> {
             burst
         } else {
             self.await_focus(focus, begun).await;
-            self.burst(u64::MAX)
+            self.aimed_burst(focus)
         };
         if matches!(focus, Focus::Draining | Focus::Zero) {
             return burst;
@@ -218,6 +218,16 @@ impl<'a> Runner<'a> {
             }
         }
         sessions
+    }
+
+    /// The burst of a cycle. Pods may have ended some milliseconds after they were told to, so more of it comes at once then.
+    fn aimed_burst(&self, focus: Focus) -> Vec<Running> {
+        let mut burst = self.burst(u64::MAX);
+        if focus == Focus::Draining {
+            burst.extend(self.burst(1));
+            burst.extend(self.burst(1));
+        }
+        burst
     }
 
     /// All kinds from all places: one request of each at once, then 50 a second in all, up to `most` of each.

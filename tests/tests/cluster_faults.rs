@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use elasti_api::names::NAMESPACE;
 use elasti_tests::bpf::detach_programs;
-use elasti_tests::cluster::{HTTP, Sandbox, Target, get, kubectl, metric, resolvers, until};
+use elasti_tests::cluster::{HTTP, NODES, Sandbox, Target, get, kubectl, metric, resolvers, until};
 use elasti_tests::faults::{
     Process, Stopped, Vanished, absence, cgroup_of_node, installation_is_ready, lead_from, leader, resolver_on,
     resolvers_are_ready,
@@ -42,9 +42,13 @@ fn held(sandbox: &Sandbox, target: &Target) -> Requests {
     requests
 }
 
-fn restarts() -> u64 {
-    let restarts = |pod: &serde_json::Value| pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap();
-    resolvers().iter().map(restarts).sum()
+/// How often each resolver was started again, and what ended it last.
+fn restarts() -> Vec<String> {
+    let restarts = |pod: &serde_json::Value| {
+        let status = &pod["status"]["containerStatuses"][0];
+        format!("{}: {} {}", pod["metadata"]["name"], status["restartCount"], status["lastState"]["terminated"])
+    };
+    resolvers().iter().map(restarts).collect()
 }
 
 /// No resolver has come near its limit of memory.
@@ -247,6 +251,24 @@ fn fault_6_the_resolver_of_a_node_that_vanishes_leaves_the_slices_and_the_other_
 fn fault_6_the_resolver_of_a_node_that_vanishes_with_the_leader_leaves_the_slices_too() {
     // Three seconds and a half without a renewal of the Lease.
     vanishes("vanished-leader", 2, Duration::from_secs(6));
+}
+
+/// A regression: with a constraint on zones too, which nodes here have not, the scheduler heeded neither and chose the
+/// emptier node.
+#[test]
+fn operators_are_on_different_nodes_even_if_one_has_more_room() {
+    let _alone = alone();
+    let (sandbox, mut large) = (Sandbox::new("spread"), Target::nginx("large"));
+    large.container = json!({"resources": {"requests": {"cpu": "700m", "memory": "2Gi"}}});
+    sandbox.target(&large);
+    let operators = || elasti_tests::cluster::list(NAMESPACE, "pods", "app.kubernetes.io/name=elasti-operator");
+    for pod in operators().iter().filter(|pod| pod["spec"]["nodeName"] == NODES[0]) {
+        kubectl(&["-n", NAMESPACE, "delete", "pod", pod["metadata"]["name"].as_str().unwrap()]);
+        installation_is_ready();
+    }
+    let mut nodes: Vec<_> = operators().iter().map(|pod| pod["spec"]["nodeName"].clone()).collect();
+    nodes.sort_by_key(ToString::to_string);
+    assert_eq!(nodes, NODES);
 }
 
 /// Takes node 2 away while the leader is on this node; the slices must follow within this time.

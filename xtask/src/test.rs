@@ -29,6 +29,7 @@ const REQUIRED: &[&str] = &[
     "test_6_a_target_whose_image_cannot_be_pulled_holds_its_clients_until_the_hold_time_ends",
     "test_7_a_warm_service_passes_no_resolver",
     "a_busy_kept_connection_leaves_the_resolver_within_five_seconds_and_loses_nothing",
+    "more_requests_than_the_target_takes_at_once_are_all_answered",
     "held_clients_are_refused_in_http",
     "a_target_that_was_at_zero_before_its_elasti_service_is_intercepted",
     "a_client_that_dials_the_address_of_an_ending_pod_is_held_and_answered_by_the_next_one",
@@ -42,6 +43,7 @@ const REQUIRED: &[&str] = &[
     "fault_5_programs_that_are_detached_are_attached_again_and_nothing_is_lost",
     "fault_6_the_resolver_of_a_node_that_vanishes_leaves_the_slices_and_the_other_node_wakes",
     "fault_6_the_resolver_of_a_node_that_vanishes_with_the_leader_leaves_the_slices_too",
+    "operators_are_on_different_nodes_even_if_one_has_more_room",
     "fault_7_ten_thousand_connections_of_one_client_disturb_nobody_else",
     "a_target_that_is_up_between_two_probes_of_kubelet_answers_long_before_kubelet_calls_it_ready",
     "a_target_whose_probe_runs_in_the_container_is_waited_for_until_kubelet_calls_it_ready",
@@ -149,13 +151,18 @@ fn cluster(args: &Args) -> Result<()> {
         Options { name: args.cluster("elasti-test"), kube_proxy: ProxyMode::default(), api_server_only: false };
     with_cluster(args, &options, |cluster| {
         install::install(cluster)?;
-        let mut passed = Vec::new();
+        let mut outcome = Outcome::default();
         for test in &tests {
             let mut command = cluster.command_in_node(1, test)?;
             command.args(&args.filter).args(["--test-threads", CLUSTER_THREADS]);
             command.env("KUBECONFIG", cluster.kubeconfig()).env("ELASTI_KUBECTL", Cluster::kubectl_path());
             command.env("ELASTI_NODES", format!("{},{}", cluster.netns(1)?, cluster.netns(2)?));
-            passed.extend(passed_tests(&mut command)?);
+            outcome.run(&mut command)?;
+        }
+        let Outcome { passed, failed, said } = outcome;
+        if !failed.is_empty() {
+            // Once more at the end, where a long output is read first.
+            bail!("{} failed, {} passed\n{}", failed.join(", "), passed.len(), said.join("\n"));
         }
         let missing: Vec<_> = REQUIRED.iter().filter(|name| !passed.iter().any(|passed| passed == *name)).collect();
         if args.filter.is_none() && !missing.is_empty() {
@@ -206,23 +213,45 @@ fn build(level: &str) -> Result<Vec<PathBuf>> {
     Ok(tests)
 }
 
-/// Runs a test program, shows what it prints, and returns the names of the tests that passed.
-fn passed_tests(command: &mut Command) -> Result<Vec<String>> {
-    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {command:?}"))?;
-    let stdout = child.stdout.take().context("the output is piped")?;
-    let mut passed = Vec::new();
-    for line in BufReader::new(stdout).lines() {
-        let line = line?;
-        print(&line);
-        if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... ok")) {
-            passed.push(name.to_owned());
+/// What came of test programs.
+#[derive(Default)]
+struct Outcome {
+    /// Names of the tests that passed.
+    passed: Vec<String>,
+    /// Names of those that failed, or the program that ended otherwise.
+    failed: Vec<String>,
+    /// Where and why they panicked.
+    said: Vec<String>,
+}
+
+impl Outcome {
+    /// Runs one more program and shows what it prints.
+    fn run(&mut self, command: &mut Command) -> Result<()> {
+        command.env("RUST_BACKTRACE", "0").stdout(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+        let stdout = child.stdout.take().context("the output is piped")?;
+        let (failed, mut of_panic) = (self.failed.len(), false);
+        for line in BufReader::new(stdout).lines() {
+            let line = line?;
+            print(&line);
+            let named = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... "));
+            match named {
+                Some((name, "ok")) => self.passed.push(name.to_owned()),
+                Some((name, "FAILED")) => self.failed.push(name.to_owned()),
+                _ => {}
+            }
+            of_panic = (of_panic && !line.starts_with("note: ") && !line.is_empty())
+                || (line.starts_with("thread '") && line.contains(" panicked at "));
+            if of_panic {
+                self.said.push(line);
+            }
         }
+        let status = child.wait()?;
+        if !status.success() && self.failed.len() == failed {
+            bail!("{command:?} failed: {status}");
+        }
+        Ok(())
     }
-    let status = child.wait()?;
-    if !status.success() {
-        bail!("{command:?} failed: {status}");
-    }
-    Ok(passed)
 }
 
 #[expect(clippy::print_stdout, reason = "the tests' own output")]

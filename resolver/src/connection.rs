@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::forward::{self, Dialer, Pipes};
-use crate::hold::{self, Closed, Seeker};
+use crate::hold::{self, Closed, Concurrency, Seeker};
 use crate::http::{self, Session};
 use crate::protocol::{self, FIRST_BYTES, Spoken};
 use crate::proxy_protocol;
@@ -131,10 +131,10 @@ pub async fn serve(service: Arc<Service>, port: u16, stream: TcpStream, context:
     if let Some(most) = policy.max_buffered_bytes {
         buffer(&stream, most as usize);
     }
-    let seeker =
-        Seeker { service: &service, port, dialer: context.dialer, client, concurrency: policy.concurrency, since };
+    let concurrency = Concurrency::of_connections(policy.concurrency);
+    let seeker = Seeker { service: &service, port, dialer: context.dialer, client, concurrency: &concurrency, since };
     let mut held = HeldStream { stream, disturbed: false };
-    let reached = context.ended.run_until_cancelled(hold::reach(&seeker, held.left(protocol))).await;
+    let reached = context.ended.run_until_cancelled(hold::reach(&seeker, held.left(protocol, &concurrency))).await;
     let Ok(stream) = held.take() else { return };
     let reached = match reached.unwrap_or(Err(Closed::Shutdown)) {
         Ok(reached) => reached,
@@ -186,17 +186,27 @@ struct HeldStream {
 impl HeldStream {
     /// Waits until the client has left: its connection broke, or it closed it without having sent anything. A client
     /// that has sent something and then closed its sending side may be waiting for the answer, unless it speaks HTTP,
-    /// whose clients close to give up.
-    async fn left(&mut self, said: Protocol) {
+    /// whose clients close to give up, or TLS, whose handshake needs both sides.
+    async fn left(&mut self, said: Protocol, concurrency: &Concurrency) {
         match shown(&self.stream, said).await {
-            // The kernel reports a broken connection (EPOLLERR) whatever is unread; what else fails counts as broken too.
-            Ok(Some(Spoken::Bytes)) => drop(self.stream.ready(Interest::ERROR).await),
-            Ok(Some(Spoken::Http1 | Spoken::Http2)) => self.closed().await,
+            Ok(Some(Spoken::Bytes)) => {
+                self.closed().await;
+                if begins_handshake(&self.stream) {
+                    return;
+                }
+                concurrency.mark_brief();
+                // The kernel reports a broken connection (EPOLLERR) whatever is unread; what else fails counts as broken too.
+                drop(self.stream.ready(Interest::ERROR).await);
+            }
+            Ok(Some(Spoken::Http1 | Spoken::Http2)) => {
+                concurrency.mark_brief();
+                self.closed().await;
+            }
             Ok(None) | Err(_) => {}
         }
     }
 
-    /// Waits until the client has closed its sending side. Only edges wake here: what is unread is declared not to be
+    /// Waits until the client has closed its sending side, or its connection broke. Only edges wake here: what is unread is declared not to be
     /// there, and comes back into sight in [`HeldStream::take`].
     async fn closed(&mut self) {
         loop {
@@ -227,6 +237,13 @@ fn first_bytes(stream: &TcpStream, said: Protocol) -> io::Result<Option<Spoken>>
         Ok(length)
     })?;
     Ok((length > 0).then(|| protocol::spoken(said, &first[..length])))
+}
+
+/// Whether what is unread begins a handshake of TLS.
+fn begins_handshake(stream: &TcpStream) -> bool {
+    let mut first = [0; 2];
+    rustix::net::recv(stream, &mut first, RecvFlags::PEEK | RecvFlags::DONTWAIT)
+        .is_ok_and(|(length, _)| protocol::is_handshake(&first[..length]))
 }
 
 /// Waits until a client shows what it speaks; nothing when it closes without a word.

@@ -4,15 +4,18 @@
 //! Waiting ends in one of the ways of [`Closed`]; whatever the way, its place is free again at once.
 
 use std::future::pending;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use elasti_api::message::HTTP_CONCURRENCY;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until, timeout};
 
-use crate::balance::Place;
+use crate::balance::{Load, Place};
 use crate::connection::Client;
 use crate::forward::{Connect, Dialer};
 use crate::service::{PortView, Service, View};
@@ -31,6 +34,9 @@ const DIAL_MIN: Duration = Duration::from_millis(200);
 
 /// Time for later dials, for a network that really is slow.
 const DIAL_MAX: Duration = Duration::from_secs(1);
+
+/// For so long the usual limit makes wait: short requests are through by then, and streams that stay keep nobody out.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// See [`PAUSE_MIN`]; kube-proxy's rules for the private Service change within a second.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -89,6 +95,47 @@ pub struct Reached<T = TcpStream> {
     pub place: Place,
 }
 
+/// How many connections or requests one backend gets at once.
+#[derive(Debug)]
+pub struct Concurrency {
+    said: Option<u32>,
+    brief: AtomicBool,
+}
+
+impl Concurrency {
+    /// As the ElastiService says; else connections go all at once, since they may stay for days.
+    pub fn of_connections(said: Option<u32>) -> Self {
+        Self { said, brief: AtomicBool::new(false) }
+    }
+
+    /// As the ElastiService says; else [`HTTP_CONCURRENCY`].
+    pub fn of_requests(said: Option<u32>) -> Self {
+        Self { said, brief: AtomicBool::new(true) }
+    }
+
+    /// A connection turns out to be there for one answer only: it counts as a request.
+    pub fn mark_brief(&self) {
+        self.brief.store(true, Ordering::Relaxed);
+    }
+
+    /// The limit; `None`: there is none.
+    pub fn limit(&self) -> Option<u32> {
+        self.said.or_else(|| self.brief.load(Ordering::Relaxed).then_some(HTTP_CONCURRENCY))
+    }
+
+    /// Waits for a place at one of `backends`.
+    async fn place(&self, load: &Arc<Load>, backends: &[SocketAddr]) -> Place {
+        let place = load.place(backends, self.limit());
+        if self.said.is_some() {
+            return place.await;
+        }
+        match timeout(PATIENCE, place).await {
+            Ok(place) => place,
+            Err(_) => load.place(backends, None).await,
+        }
+    }
+}
+
 /// What wants to reach the target.
 #[derive(Clone, Copy, Debug)]
 pub struct Seeker<'a, C = Dialer> {
@@ -100,8 +147,8 @@ pub struct Seeker<'a, C = Dialer> {
     pub dialer: C,
     /// Who asks: what a PROXY protocol header says.
     pub client: Client,
-    /// Most connections or requests to one backend.
-    pub concurrency: Option<u32>,
+    /// How many may be with one backend.
+    pub concurrency: &'a Concurrency,
     /// Since when it has been wanted; the hold time counts from here.
     pub since: Instant,
 }
@@ -186,7 +233,7 @@ async fn round<C: Connect>(
             sleep(pause).await;
             return None;
         }
-        let place = load.place(&untried, seeker.concurrency);
+        let place = seeker.concurrency.place(load, &untried);
         let place = if untried.len() == port.targets.len() {
             place.await
         } else {

@@ -12,7 +12,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use elasti_api::message::HTTP_CONCURRENCY;
 use http::header::CONNECTION;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::{Body as _, Incoming};
@@ -28,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::balance::Place;
 use crate::connection::{Client, Context};
 use crate::forward;
-use crate::hold::{self, Closed, Reached, Seeker};
+use crate::hold::{self, Closed, Concurrency, Reached, Seeker};
 use crate::protocol::Spoken;
 use crate::service::Service;
 
@@ -200,7 +199,7 @@ fn is_malformed(error: &hyper::Error) -> bool {
 /// Forwards the rest of a connection as bytes, of which `unread` come first: hyper would not pass them on as they are.
 async fn forward_bytes(session: &Session, stream: TcpStream, unread: &[u8]) {
     let Session { service, port, client, context } = session;
-    let concurrency = service.views().borrow().hold.concurrency;
+    let concurrency = &Concurrency::of_connections(service.views().borrow().hold.concurrency);
     let since = Instant::now();
     let seeker = Seeker { service, port: *port, dialer: context.dialer, client: *client, concurrency, since };
     let broken = async { drop(stream.ready(Interest::ERROR).await) };
@@ -334,14 +333,14 @@ impl Exchange {
             (view.hold, view.ports.get(port).map(|port| Arc::clone(&port.targets)))
         };
         let targets = targets.ok_or(Closed::Removed)?;
-        let concurrency = Some(policy.concurrency.unwrap_or(HTTP_CONCURRENCY));
+        let concurrency = &Concurrency::of_requests(policy.concurrency);
         // Streams of one connection wait for one dial, each for its own time.
         let left = || policy.timeout.saturating_sub(since.elapsed());
         let mut own = timeout(left(), self.upstream.lock()).await.map_err(|_| Closed::Timeout)?;
         if let Some(mut upstream) = own.take()
             && targets.contains(&upstream.backend())
             && upstream.usable().await
-            && let Some(place) = service.load().take(&[upstream.backend()], concurrency)
+            && let Some(place) = service.load().take(&[upstream.backend()], concurrency.limit())
         {
             *own = upstream.share();
             return Ok((upstream, place));

@@ -61,6 +61,11 @@ fn is_request_line(first: &[u8], said: Protocol) -> bool {
     target || (method == b"CONNECT")
 }
 
+/// Whether these are the first bytes of a handshake record of TLS, of any version (RFC 8446, section 5.1).
+pub fn is_handshake(first: &[u8]) -> bool {
+    first.starts_with(&[22, 3])
+}
+
 /// Whether these are the first bytes of a request whose target hyper would refuse or change although servers may take it:
 /// raw bytes that are not UTF-8, characters that should have been encoded, a fragment.
 pub fn is_unfit(first: &[u8]) -> bool {

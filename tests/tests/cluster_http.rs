@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use elasti_tests::cluster::{HTTP, PATIENCE, Sandbox, Target, from_host, metric, until};
+use elasti_tests::load::Requests;
 use serde_json::json;
 
 /// A kept connection, opened again whenever the server ends it.
@@ -74,6 +75,19 @@ fn a_busy_kept_connection_leaves_the_resolver_within_five_seconds_and_loses_noth
         client.get();
     }
     assert!((passed() - before).abs() < f64::EPSILON, "bytes still pass a resolver");
+}
+
+/// A regression: all were let go at once, at the instant the target began to listen; nginx, with 768 connections for each
+/// process, hung up on some.
+#[test]
+fn more_requests_than_the_target_takes_at_once_are_all_answered() {
+    const BURST: usize = 2000;
+    let (sandbox, target) = (Sandbox::new("burst"), Target::nginx("web"));
+    sandbox.broken(&target);
+    let requests = Requests::begin(BURST, sandbox.cluster_address(&target, 80), HTTP);
+    until("all are held", || (sandbox.held() >= BURST).then_some(()));
+    sandbox.mend(&target);
+    requests.all_answered("held", "nginx on web-");
 }
 
 #[test]

@@ -236,15 +236,16 @@ pub struct HoldPolicy {
     /// What a held connection may send before its sender has to wait, in bytes; `None`: as much as the kernel takes.
     #[serde(default)]
     pub max_buffered_bytes: Option<u32>,
-    /// Connections, or requests of HTTP, that one resolver has open to each ready pod at once; more wait. `None`:
-    /// [`HTTP_CONCURRENCY`] requests, and any number of connections.
+    /// Connections, or requests of HTTP, that one resolver has open to each ready pod at once; more wait. `None`: any
+    /// number of connections; of requests [`HTTP_CONCURRENCY`], beyond which they wait for a while only.
     #[serde(default)]
     pub concurrency: Option<u32>,
 }
 
-/// HTTP requests that one resolver has open to each ready pod at once, where nothing else is said: more than a pod that has
-/// just started answers well, fewer than make it fall over.
-pub const HTTP_CONCURRENCY: u32 = 1000;
+/// HTTP requests that one resolver has open to each ready pod at once, where nothing else is said. All that are held go at
+/// the instant their target listens, when the first of its workers may have to take them all: nginx has 512 to 1024
+/// connections for each (`worker_connections`), Apache 150 workers and 511 in the queue, and two nodes come at once.
+pub const HTTP_CONCURRENCY: u32 = 250;
 
 impl Default for HoldPolicy {
     /// Ten minutes, as KubeElasti holds, and 10,000 connections, as Knative's activator queues for a revision.

@@ -357,8 +357,8 @@ pub struct Hold {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 4096, max = 16_777_216), extend("format" = "int32"))]
     pub max_buffered_bytes: Option<u32>,
-    /// Connections, or requests of HTTP, that one resolver has open to each ready pod at once; more wait. Absent: 1000
-    /// requests of HTTP, and any number of other connections.
+    /// Connections, or requests of HTTP, that one resolver has open to each ready pod at once; more wait. Absent: any
+    /// number of connections; 250 requests of HTTP, beyond which each waits for 5 s at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100_000), extend("format" = "int32"))]
     pub concurrency: Option<u32>,

@@ -195,6 +195,7 @@ impl World {
         tokio::spawn(async move {
             service.accept();
             let client = Client { address: address(9), destination: address(9) };
+            let concurrency = &Concurrency::of_connections(concurrency);
             let seeker = Seeker { service: &service, port: PORT, dialer, client, concurrency, since: Instant::now() };
             let reached = ended.run_until_cancelled(reach(&seeker, left.cancelled())).await;
             match reached.unwrap_or(Err(Closed::Shutdown)) {
@@ -363,4 +364,49 @@ fn a_backend_that_refused_once_is_tried_again_while_the_others_are_full() {
             Event::Pass(6_000),
         ],
     );
+}
+
+/// How many of 300 that are held are let go at the instant their target is ready, and after that without an end of any.
+async fn let_go(concurrency: Concurrency) -> (usize, usize) {
+    let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+    let service = Arc::new(Service::new("n", "s", metrics, Board::default().news()));
+    let view = |targets: Vec<SocketAddr>| {
+        let port = PortView { targets: targets.into(), ..PortView::default() };
+        View { hold: HoldPolicy::default(), ports: [(PORT, port)].into(), ..View::default() }
+    };
+    service.set(view(Vec::new()));
+    let dialer = Backends(Arc::new(Mutex::new([Health::Up; BACKENDS as usize])));
+    let (reached, concurrency) = (Arc::new(Mutex::new(Vec::new())), Arc::new(concurrency));
+    for _ in 0..300 {
+        let (service, dialer, reached) = (Arc::clone(&service), dialer.clone(), Arc::clone(&reached));
+        let concurrency = Arc::clone(&concurrency);
+        tokio::spawn(async move {
+            let client = Client { address: address(9), destination: address(9) };
+            let concurrency = &*concurrency;
+            let seeker = Seeker { service: &service, port: PORT, dialer, client, concurrency, since: Instant::now() };
+            let it = reach(&seeker, pending()).await.unwrap();
+            reached.lock().unwrap_or_else(PoisonError::into_inner).push(it);
+        });
+    }
+    let count = || reached.lock().unwrap_or_else(PoisonError::into_inner).len();
+    let pass = |time| tokio::time::sleep(time);
+    pass(Duration::from_secs(1)).await;
+    assert_eq!(count(), 0);
+    service.set(view(vec![address(0)]));
+    pass(Duration::from_secs(1)).await;
+    let first = count();
+    pass(Duration::from_secs(5)).await;
+    (first, count())
+}
+
+/// A regression: held requests went all at once, more than their target takes.
+#[tokio::test(start_paused = true)]
+async fn requests_go_in_shares_and_none_is_kept_out_by_those_that_stay() {
+    let request = || Concurrency::of_connections(None);
+    assert_eq!(let_go(request()).await, (300, 300));
+    let brief = request();
+    brief.mark_brief();
+    assert_eq!(let_go(brief).await, (250, 300));
+    assert_eq!(let_go(Concurrency::of_requests(None)).await, (250, 300));
+    assert_eq!(let_go(Concurrency::of_requests(Some(7))).await, (7, 7));
 }

@@ -126,8 +126,12 @@ async fn a_server_that_closes_its_sending_side_still_hears_the_client() {
 
 #[tokio::test]
 async fn a_client_that_leaves_frees_its_place() {
-    let (world, _, [silent, resetting, mut talkative]) = at_zero(HoldPolicy::default()).await;
+    let (world, _, [silent, resetting, mut talkative, mut secure]) = at_zero(HoldPolicy::default()).await;
     talkative.write_all(b"something unread").await.unwrap();
+    // The beginning of a ClientHello.
+    secure.write_all(&[22, 3, 1, 2, 0, 1]).await.unwrap();
+    world.operator.hears_held("a", 4).await;
+    drop(secure);
     world.operator.hears_held("a", 3).await;
     drop(silent);
     world.operator.hears_held("a", 2).await;
@@ -137,7 +141,7 @@ async fn a_client_that_leaves_frees_its_place() {
     talkative.set_zero_linger().unwrap();
     drop(talkative);
     world.operator.hears_held("a", 0).await;
-    world.metric_is("elasti_resolver_closed_connections_total", "client_left", 3.0).await;
+    world.metric_is("elasti_resolver_closed_connections_total", "client_left", 4.0).await;
 }
 
 #[tokio::test]

@@ -32,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::plan::Settings;
 use crate::publication::Publication;
 use crate::resolvers::{Change, Resolvers};
+use crate::scope::Scope;
 use crate::work::Work;
 
 mod start;
@@ -60,6 +61,7 @@ pub struct Bound {
     pub stream: SocketAddr,
     servers: Servers,
     client: Client,
+    scope: Scope,
     controller: Arc<Controller>,
     caches: Arc<Caches>,
     resolvers: Resolvers,
@@ -105,9 +107,11 @@ pub async fn build(config: Config, client: Client, levels: Levels) -> anyhow::Re
     let election = Election::new(client.clone(), &config.namespace, &config.lease_name, &config.pod_name);
     let names = certificates::names(&config.stream_service_name, &config.namespace, &config.cluster_domain);
     let keeper = Keeper::new(client.clone(), &config.namespace, names);
+    let scope = Scope::new(config.watch_namespaces);
     let controller = Controller::new(Parts {
         replica: config.pod_name,
         client: client.clone(),
+        scope: scope.clone(),
         caches: caches.clone(),
         resolvers: resolvers.clone(),
         publication: publication.clone(),
@@ -153,6 +157,7 @@ pub async fn build(config: Config, client: Client, levels: Levels) -> anyhow::Re
         stream: servers.stream.address(),
         servers,
         client,
+        scope,
         controller,
         caches,
         resolvers,
@@ -178,7 +183,7 @@ impl Bound {
         self.servers.spawn(&servers, &server_end);
 
         self.controller.attach(Work::new(self.controller.clone(), self.work.clone(), shutdown.clone()));
-        let watches = Watches::new(self.client.clone(), self.caches.clone(), self.controller.clone());
+        let watches = Watches::new(self.client.clone(), self.scope, self.caches.clone(), self.controller.clone());
         let background = async {
             tokio::join!(
                 start::watch(watches, self.client, &self.caches, || {
@@ -232,7 +237,7 @@ async fn follow_leadership(
         let news = (state.leader, state.epoch, state.holder_silent);
         if told.replace(news) != Some(news) {
             publication.set_leader(state.leader, state.epoch);
-            metrics.leader.set(state.leader.into());
+            metrics.lead(state.leader);
             controller.look_at_all();
         }
         if leadership.changed().await.is_err() {

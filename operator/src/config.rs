@@ -12,7 +12,8 @@ use elasti_runtime::telemetry::{Format, Level};
 /// Puts idle targets to sleep, wakes them, and tells the resolvers.
 ///
 /// Every flag can be given as environment variable too: `--operator-port` is `ELASTI_OPERATOR_PORT`. Names of `KubeElasti`
-/// without that prefix are kept: `KUBERNETES_CLUSTER_DOMAIN`, `POLLING_INTERVAL` and `PROMETHEUS_TRIGGER_*`.
+/// without that prefix are kept: `KUBERNETES_CLUSTER_DOMAIN`, `POLLING_INTERVAL`,
+/// `WATCH_NAMESPACES` and `PROMETHEUS_TRIGGER_*`.
 #[derive(Parser)]
 #[command(name = names::OPERATOR, version)]
 pub struct Arguments {
@@ -47,6 +48,9 @@ pub struct Arguments {
     /// Answer notifications that bear no token, as KubeElasti does: whoever reaches the port can wake any target.
     #[arg(long)]
     notify_without_token: bool,
+    /// Namespaces whose ElastiServices are looked after, separated by commas; all if empty. config/watched grants one.
+    #[arg(long, env = "WATCH_NAMESPACES", default_value = "")]
+    watch_namespaces: String,
     /// Name of the Lease that the replicas elect their leader by.
     #[arg(long, default_value = names::OPERATOR)]
     lease_name: String,
@@ -105,6 +109,8 @@ pub struct Config {
     pub allowed_service_accounts: Vec<String>,
     /// Whether notifications need no token.
     pub notify_without_token: bool,
+    /// Namespaces that are looked after; all if empty. Sorted, none twice.
+    pub watch_namespaces: Vec<String>,
     /// Name of the Lease.
     pub lease_name: String,
     /// How often triggers are asked.
@@ -144,6 +150,7 @@ impl Config {
             stream_service_name: faults.required("--stream-service-name", &arguments.stream_service_name),
             cluster_domain: faults.required("--kubernetes-cluster-domain", &arguments.kubernetes_cluster_domain),
             notify_without_token: arguments.notify_without_token,
+            watch_namespaces: namespaces(&arguments.watch_namespaces, &mut faults),
             lease_name: faults.required("--lease-name", &arguments.lease_name),
             polling_interval: time("--polling-interval", &arguments.polling_interval, &mut faults),
             kube_proxy_sync: time("--kube-proxy-sync", &arguments.kube_proxy_sync, &mut faults),
@@ -172,6 +179,20 @@ fn accounts(arguments: &Arguments, resolver_namespace: &str, faults: &mut Faults
         }
     }
     if accounts.is_empty() { vec![format!("{resolver_namespace}:{}", names::RESOLVER)] } else { accounts }
+}
+
+fn namespaces(text: &str, faults: &mut Faults) -> Vec<String> {
+    const FLAG: &str = "--watch-namespaces";
+    let mut namespaces: Vec<String> = faults.parse_list(FLAG, text);
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    for namespace in &namespaces {
+        if !namespace.bytes().all(allowed) {
+            faults.add(FLAG, format_args!("'{namespace}' is no name of a namespace"));
+        }
+    }
+    namespaces.sort();
+    namespaces.dedup();
+    namespaces
 }
 
 /// A Go duration above zero.

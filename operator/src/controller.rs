@@ -18,12 +18,13 @@ use crate::caches::{Caches, Concerned, Snapshot, watch::Concern};
 use crate::elastiserver::{Wake, WakeAnswer};
 use crate::idleness::Triggers;
 use crate::leader::LeaderState;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Watched};
 use crate::observed::{Diagnosis, ObjectKey, Observed, TriggersObserved, Verdict};
 use crate::plan::{Action, Memory, Now, Plan, Publish, Settings, plan};
 use crate::pods::{Pods, Selected};
 use crate::publication::Publication;
 use crate::resolvers::Resolvers;
+use crate::scope::Scope;
 use crate::work::{Next, Round, Work};
 use port_book::PortBook;
 
@@ -40,6 +41,8 @@ pub struct Parts {
     pub replica: String,
     /// Kubernetes. Its client must not repeat requests by itself: a scale-down that comes late is wrong.
     pub client: Client,
+    /// The namespaces that are looked after.
+    pub scope: Scope,
     /// The cluster as seen.
     pub caches: Arc<Caches>,
     /// The resolvers as heard.
@@ -84,7 +87,7 @@ struct State {
 impl Controller {
     /// A controller that does nothing until [`Controller::start`].
     pub fn new(parts: Parts) -> Arc<Self> {
-        let port_book = PortBook::new(parts.client.clone());
+        let port_book = PortBook::new(&parts.client, &parts.scope);
         let recorder = Recorder::new(
             parts.client.clone(),
             Reporter { controller: REPORTER.to_owned(), instance: Some(parts.replica.clone()) },
@@ -229,6 +232,9 @@ impl Round for Controller {
         self.tell(&uid, decided.publish);
         self.follow_pods(&key, &snapshot, &uid, decided.follow_pods);
         self.parts.metrics.mode(&key, snapshot.elasti.status.as_ref().and_then(|status| status.mode));
+        let at_zero = snapshot.target.found().is_some_and(|target| target.spec_replicas == 0);
+        let replicas = u32::try_from(snapshot.elasti.spec.min_target_replicas.max(1)).unwrap_or(1);
+        self.parts.metrics.at_zero(&key, at_zero.then_some(replicas));
         let mut failed = None;
         for action in decided.actions {
             if failed.is_some() && action.needs_all_before() {
@@ -274,6 +280,10 @@ impl Concern for Controller {
                 work.poke(key);
             }
         }
+    }
+
+    fn watched(&self, kind: &str, what: Watched) {
+        self.parts.metrics.watched(kind, what);
     }
 
     fn forget(&self, key: &ObjectKey, uid: &str) {

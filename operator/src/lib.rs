@@ -26,6 +26,7 @@ pub mod protocol;
 pub mod publication;
 pub mod resolvers;
 pub mod schedule;
+pub mod scope;
 pub mod slices;
 pub mod target;
 #[cfg(test)]

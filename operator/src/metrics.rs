@@ -1,6 +1,8 @@
 //! What the operator counts. KubeElasti's names where they mean the same; labels are closed sets, names of objects, or
 //! nothing: never error texts.
 
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use elasti_api::message::Mode;
@@ -11,6 +13,9 @@ use prometheus::{
 
 use crate::elastiserver::WakeAnswer;
 use crate::observed::ObjectKey;
+use zero::ZeroTime;
+
+mod zero;
 
 /// KubeElasti's buckets, in seconds, and finer ones below: a round here takes milliseconds.
 const RECONCILE_BUCKETS: [f64; 9] = [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0];
@@ -18,12 +23,45 @@ const RECONCILE_BUCKETS: [f64; 9] = [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 2.0, 5.
 /// Seconds from the news of held connections to the answer of the API server: some milliseconds, seconds when it is slow.
 const WAKE_BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
+/// One series of an ElastiService.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Counted {
+    Scaled { target: String, service: String, direction: &'static str, error: &'static str },
+    Updated { mode: &'static str, error: &'static str },
+}
+
+/// What a watch has met with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watched {
+    /// All objects have been read.
+    Complete,
+    /// An object is new, has changed or is gone.
+    Changed,
+    /// An object is not valid.
+    Invalid,
+    /// The API server could not be asked.
+    Failed,
+}
+
+/// KubeElasti's label `error`, without its texts, which have no bound.
+fn error_label(done: bool) -> &'static str {
+    if done { "success" } else { "error" }
+}
+
 /// Everything that is counted; one per process.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     reconcile: HistogramVec,
     mode: IntGaugeVec,
     scaled: IntCounterVec,
+    updates: IntCounterVec,
+    finalized: IntCounterVec,
+    watches: IntGaugeVec,
+    watched: IntCounterVec,
+    changes: IntCounterVec,
+    zero: ZeroTime,
+    /// Label values under which an ElastiService was counted, to be removed with it.
+    counted: Arc<Mutex<HashMap<ObjectKey, BTreeSet<Counted>>>>,
     wakes: IntCounterVec,
     wake_seconds: HistogramVec,
     token_reviews: IntCounterVec,
@@ -43,7 +81,7 @@ impl Metrics {
                 HistogramVec::new(
                     HistogramOpts::new("elasti_operator_reconcile", "Seconds that a look at an ElastiService took.")
                         .buckets(RECONCILE_BUCKETS.to_vec()),
-                    &["result"],
+                    &["error"],
                 )?,
             )?,
             mode: register(
@@ -55,9 +93,47 @@ impl Metrics {
                 counters(
                     "elasti_operator_scale_counter",
                     "Changes of a target's scale.",
-                    &["namespace", "crd_name", "direction", "result"],
+                    &["namespace", "service_name", "target", "crd_name", "direction", "error"],
                 )?,
             )?,
+            updates: register(
+                registry,
+                counters(
+                    "elasti_operator_CRD_update_counter",
+                    "Changes of the mode in the status of an ElastiService.",
+                    &["crd_name", "mode", "error"],
+                )?,
+            )?,
+            finalized: register(
+                registry,
+                counters(
+                    "elasti_operator_CRD_finalizer_counter",
+                    "ElastiServices that were deleted and undone.",
+                    &["error"],
+                )?,
+            )?,
+            watches: register(
+                registry,
+                gauges("elasti_operator_informer_count", "Watches that have read all objects.", &["informer_name"])?,
+            )?,
+            watched: register(
+                registry,
+                counters(
+                    "elasti_operator_informer_counter",
+                    "Watches that have read all objects, or could not.",
+                    &["informer_name", "action", "error"],
+                )?,
+            )?,
+            changes: register(
+                registry,
+                counters(
+                    "elasti_operator_informer_handler_counter",
+                    "Objects that watches have told of; error: not valid.",
+                    &["informer_name", "error"],
+                )?,
+            )?,
+            zero: register(registry, ZeroTime::new()?)?,
+            counted: Arc::default(),
             wakes: register(
                 registry,
                 counters(
@@ -96,7 +172,7 @@ impl Metrics {
 
     /// Times a look at an ElastiService until it is dropped.
     pub fn reconcile_timer(&self) -> ReconcileTimer {
-        let [success, failure] = ["success", "error"].map(|result| self.reconcile.with_label_values(&[result]));
+        let [success, failure] = [true, false].map(|done| self.reconcile.with_label_values(&[error_label(done)]));
         ReconcileTimer { started: Instant::now(), success, failure, failed: false }
     }
 
@@ -105,20 +181,82 @@ impl Metrics {
         let name = elasti.to_string();
         match mode {
             Some(mode) => self.mode.with_label_values(&[&name]).set(i64::from(mode == Mode::Proxy)),
-            None => self.forget(elasti),
+            // Fails only when there was nothing to remove.
+            None => drop(self.mode.remove_label_values(&[&name])),
         }
     }
 
-    /// An ElastiService is gone. Its mode was the only thing told of it that is not a count.
+    /// An ElastiService is gone, and all that was counted under its name.
     pub fn forget(&self, elasti: &ObjectKey) {
-        // Fails only when there was nothing to remove.
-        drop(self.mode.remove_label_values(&[&elasti.to_string()]));
+        self.mode(elasti, None);
+        self.zero.forget(elasti);
+        let (namespace, name) = (elasti.namespace.as_str(), elasti.to_string());
+        for counted in self.counted(|all| all.remove(elasti)).into_iter().flatten() {
+            let removed = match &counted {
+                Counted::Scaled { target, service, direction, error } => {
+                    self.scaled.remove_label_values(&[namespace, service, target, &name, direction, error])
+                }
+                Counted::Updated { mode, error } => self.updates.remove_label_values(&[name.as_str(), mode, error]),
+            };
+            // It is there: it was counted.
+            drop(removed);
+        }
     }
 
-    /// A target was scaled `up` or `down`, or could not be.
-    pub fn scaled(&self, elasti: &ObjectKey, direction: &'static str, done: bool) {
-        let result = if done { "success" } else { "error" };
-        self.scaled.with_label_values(&[elasti.namespace.as_str(), &elasti.to_string(), direction, result]).inc();
+    /// A target, as kind and name joined by a hyphen, was scaled `up` or `down`, or could not be.
+    pub fn scaled(&self, elasti: &ObjectKey, service: &str, target: &str, direction: &'static str, done: bool) {
+        let (namespace, name, error) = (elasti.namespace.as_str(), elasti.to_string(), error_label(done));
+        let (target, service) = (target.to_owned(), service.to_owned());
+        self.scaled.with_label_values(&[namespace, &service, &target, &name, direction, error]).inc();
+        self.remember(elasti, Counted::Scaled { target, service, direction, error });
+    }
+
+    /// The mode was written to the status, or could not be.
+    pub fn updated(&self, elasti: &ObjectKey, mode: Mode, done: bool) {
+        let (mode, error) = (mode.as_str(), error_label(done));
+        self.updates.with_label_values(&[&elasti.to_string(), mode, error]).inc();
+        self.remember(elasti, Counted::Updated { mode, error });
+    }
+
+    /// What was made for a deleted ElastiService is removed, or could not be.
+    pub fn finalized(&self, done: bool) {
+        self.finalized.with_label_values(&[error_label(done)]).inc();
+    }
+
+    /// A target was seen: at zero, from where a wake starts so many replicas, or not.
+    pub fn at_zero(&self, elasti: &ObjectKey, replicas: Option<u32>) {
+        self.zero.observe(elasti, replicas, Instant::now());
+    }
+
+    /// This replica leads, or does not.
+    pub fn lead(&self, leading: bool) {
+        self.leader.set(leading.into());
+        self.zero.lead(leading, Instant::now());
+    }
+
+    /// The watch of a kind of objects has met with something.
+    pub fn watched(&self, kind: &str, what: Watched) {
+        match what {
+            Watched::Complete => {
+                self.watches.with_label_values(&[kind]).set(1);
+                self.watched.with_label_values(&[kind, "add", error_label(true)]).inc();
+            }
+            Watched::Failed => {
+                self.watches.with_label_values(&[kind]).set(0);
+                self.watched.with_label_values(&[kind, "add", error_label(false)]).inc();
+            }
+            Watched::Changed => self.changes.with_label_values(&[kind, error_label(true)]).inc(),
+            Watched::Invalid => self.changes.with_label_values(&[kind, error_label(false)]).inc(),
+        }
+    }
+
+    fn remember(&self, elasti: &ObjectKey, counted: Counted) {
+        self.counted(|all| all.entry(elasti.clone()).or_default().insert(counted));
+    }
+
+    fn counted<T>(&self, use_it: impl FnOnce(&mut HashMap<ObjectKey, BTreeSet<Counted>>) -> T) -> T {
+        // Every change is one insertion or removal, so a poisoned lock still guards a sound map.
+        use_it(&mut self.counted.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A target was woken so long after a resolver's news of held connections had come.
@@ -216,7 +354,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_at_an_elastiservice_shows_in_the_metrics_and_goes_with_it() {
+    fn b40_a_look_at_an_elastiservice_shows_in_the_metrics_and_goes_with_it() {
         let registry = Registry::new();
         let metrics = Metrics::new(&registry).unwrap();
         let key = ObjectKey::new("n", "e");
@@ -225,18 +363,20 @@ mod tests {
         metrics.reconcile_timer().failed();
         drop(metrics.reconcile_timer());
         metrics.mode(&key, Some(Mode::Proxy));
-        metrics.scaled(&key, "up", true);
+        metrics.scaled(&key, "web", "Deployment-web", "up", true);
+        metrics.updated(&key, Mode::Proxy, true);
         let shown = text();
         for line in [
             r#"elasti_operator_mode{crd_name="n/e"} 1"#,
-            r#"elasti_operator_reconcile_count{result="error"} 1"#,
-            r#"elasti_operator_reconcile_count{result="success"} 1"#,
-            r#"elasti_operator_scale_counter{crd_name="n/e",direction="up",namespace="n",result="success"} 1"#,
+            r#"elasti_operator_reconcile_count{error="error"} 1"#,
+            r#"elasti_operator_reconcile_count{error="success"} 1"#,
+            r#"elasti_operator_scale_counter{crd_name="n/e",direction="up",error="success",namespace="n",service_name="web",target="Deployment-web"} 1"#,
+            r#"elasti_operator_CRD_update_counter{crd_name="n/e",error="success",mode="proxy"} 1"#,
         ] {
             assert!(shown.contains(line), "{line} in {shown}");
         }
         metrics.forget(&key);
-        assert!(!text().contains("elasti_operator_mode{"));
+        assert!(!text().contains("n/e"), "B40: what is gone leaves no label behind");
     }
 
     #[test]

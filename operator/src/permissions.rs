@@ -7,11 +7,22 @@
 
 use elasti_api::names::{CA_CONFIG_MAP, GROUP, OPERATOR, TLS_SECRET};
 
+/// Where something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// In the operator's own namespace.
+    Own,
+    /// In the namespaces that it looks after: all, or those of `--watch-namespaces`.
+    Watched,
+    /// With objects of no namespace.
+    Cluster,
+}
+
 /// Requests of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Permission {
-    /// Only in the operator's own namespace; else in all.
-    pub own_namespace: bool,
+    /// Where.
+    pub scope: Scope,
     /// API group; empty for the core group.
     pub group: &'static str,
     /// Resource, or `resource/subresource`.
@@ -22,8 +33,8 @@ pub struct Permission {
     pub verbs: &'static [&'static str],
 }
 
-const fn any(group: &'static str, resource: &'static str, verbs: &'static [&'static str]) -> Permission {
-    Permission { own_namespace: false, group, resource, object: None, verbs }
+const fn watched(group: &'static str, resource: &'static str, verbs: &'static [&'static str]) -> Permission {
+    Permission { scope: Scope::Watched, group, resource, object: None, verbs }
 }
 
 const fn own(
@@ -32,38 +43,44 @@ const fn own(
     object: Option<&'static str>,
     verbs: &'static [&'static str],
 ) -> Permission {
-    Permission { own_namespace: true, group, resource, object, verbs }
+    Permission { scope: Scope::Own, group, resource, object, verbs }
 }
 
 /// Every request that the operator makes.
 pub const PERMISSIONS: &[Permission] = &[
     // caches::watch, what decisions are made from; controller::port_book lists once more, uncached, before it allocates.
-    any(GROUP, "elastiservices", &["list", "watch"]),
-    any("", "services", &["list", "watch"]),
-    any("discovery.k8s.io", "endpointslices", &["list", "watch"]),
-    any("apps", "deployments", &["list", "watch"]),
-    any("apps", "statefulsets", &["list", "watch"]),
-    any("argoproj.io", "rollouts", &["list", "watch"]),
-    any("autoscaling", "horizontalpodautoscalers", &["list", "watch"]),
-    any("keda.sh", "scaledobjects", &["list", "watch"]),
+    watched(GROUP, "elastiservices", &["list", "watch"]),
+    watched("", "services", &["list", "watch"]),
+    watched("discovery.k8s.io", "endpointslices", &["list", "watch"]),
+    watched("apps", "deployments", &["list", "watch"]),
+    watched("apps", "statefulsets", &["list", "watch"]),
+    watched("argoproj.io", "rollouts", &["list", "watch"]),
+    watched("autoscaling", "horizontalpodautoscalers", &["list", "watch"]),
+    watched("keda.sh", "scaledobjects", &["list", "watch"]),
     // controller::apply: KEDA's pause.
-    any("keda.sh", "scaledobjects", &["patch"]),
+    watched("keda.sh", "scaledobjects", &["patch"]),
     // controller::apply: finalizer and status.
-    any(GROUP, "elastiservices", &["patch"]),
-    any(GROUP, "elastiservices/status", &["patch"]),
+    watched(GROUP, "elastiservices", &["patch"]),
+    watched(GROUP, "elastiservices/status", &["patch"]),
     // controller::apply: the private Service and the resolvers' slices.
-    any("", "services", &["create", "patch", "delete"]),
-    any("discovery.k8s.io", "endpointslices", &["create", "patch", "delete"]),
+    watched("", "services", &["create", "patch", "delete"]),
+    watched("discovery.k8s.io", "endpointslices", &["create", "patch", "delete"]),
     // target: wake and sleep.
-    any("apps", "deployments/scale", &["get", "patch"]),
-    any("apps", "statefulsets/scale", &["get", "patch"]),
-    any("argoproj.io", "rollouts/scale", &["get", "patch"]),
+    watched("apps", "deployments/scale", &["get", "patch"]),
+    watched("apps", "statefulsets/scale", &["get", "patch"]),
+    watched("argoproj.io", "rollouts/scale", &["get", "patch"]),
     // controller::apply: why a target does not get ready, asked only when it takes long; pods: when one is waited for.
-    any("", "pods", &["list", "watch"]),
+    watched("", "pods", &["list", "watch"]),
     // controller: events; a repeated one is patched into a series.
-    any("events.k8s.io", "events", &["create", "patch"]),
+    watched("events.k8s.io", "events", &["create", "patch"]),
     // elastiserver::auth: the resolvers' tokens.
-    any("authentication.k8s.io", "tokenreviews", &["create"]),
+    Permission {
+        scope: Scope::Cluster,
+        group: "authentication.k8s.io",
+        resource: "tokenreviews",
+        object: None,
+        verbs: &["create"],
+    },
     // leader.
     own("coordination.k8s.io", "leases", None, &["create"]),
     own("coordination.k8s.io", "leases", Some(OPERATOR), &["get", "update"]),

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Instant;
 
-use elasti_resolver::{hold, metrics, report, wake};
+use elasti_resolver::{breaker, hold, metrics, report, wake};
 use shuttle::future::block_on;
 use shuttle::rand::Rng;
 use shuttle::thread;
@@ -70,7 +70,7 @@ fn operators_are_told_last_what_is_held_last() {
     let coming: Vec<_> = (0..3)
         .map(|number| {
             let service = Arc::clone(&service);
-            thread::spawn(move || service.hold(Instant::now(), 9).filter(|_| stays && number == 0))
+            thread::spawn(move || service.hold(Instant::now(), 9).ok().filter(|_| stays && number == 0))
         })
         .collect();
     let stream = {
@@ -104,7 +104,7 @@ fn no_more_are_held_than_may_be() {
             thread::spawn(move || {
                 let held = service.hold(Instant::now(), 1);
                 assert!(service.traffic().held <= 1);
-                if let Some(held) = held {
+                if let Ok(held) = held {
                     held.reached();
                     let forwarding = service.forward();
                     assert!(service.traffic().forwarding > 0);

@@ -87,6 +87,7 @@ pub struct Bound {
 pub async fn build(config: Config, redirection: Redirection, levels: Levels) -> anyhow::Result<Bound> {
     let registry = Registry::new();
     let metrics = Metrics::new(&registry)?;
+    metrics.on_node(&config.node);
     let readiness = Readiness::default();
     readiness.block(SNAPSHOT);
     let (board, heard) = (Board::default(), Heard::default());
@@ -126,13 +127,14 @@ pub async fn build(config: Config, redirection: Redirection, levels: Levels) -> 
         redirect_disabled,
     };
     let (sender, said) = mpsc::channel(SAID_BUFFER);
-    let connector = Connector::new(identity, dialer, board, heard, metrics, sender);
+    let connector = Connector::new(identity, dialer, board, heard, metrics.clone(), sender);
     let proxy = Proxy {
         board: shown.clone(),
         context: Arc::new(context.clone()),
         share: capacity.share(),
         header: config.header_for_host,
         domain: config.cluster_domain,
+        metrics,
     };
     let proxy_listener = listener::bind(config.proxy_port)
         .with_context(|| format!("cannot listen on the proxy port {}", config.proxy_port))?;

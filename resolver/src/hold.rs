@@ -50,6 +50,8 @@ pub enum Closed {
     DialFailed,
     /// As many connections are held as may be.
     Limit,
+    /// The target keeps failing, and another client waits for it already.
+    Unavailable,
     /// The client went away.
     ClientLeft,
     /// The ElastiService, or its port, is gone.
@@ -62,10 +64,11 @@ pub enum Closed {
 
 impl Closed {
     /// All reasons.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Timeout,
         Self::DialFailed,
         Self::Limit,
+        Self::Unavailable,
         Self::ClientLeft,
         Self::Removed,
         Self::Shutdown,
@@ -78,6 +81,7 @@ impl Closed {
             Self::Timeout => "timeout",
             Self::DialFailed => "dial_failed",
             Self::Limit => "limit",
+            Self::Unavailable => "unavailable",
             Self::ClientLeft => "client_left",
             Self::Removed => "removed",
             Self::Shutdown => "shutdown",
@@ -170,7 +174,7 @@ pub async fn reach<C: Connect>(
     if reachable && let Ok(reached) = timeout(GRACE, &mut target).await {
         return reached;
     }
-    let held = service.hold(since, policy.max_connections).ok_or(Closed::Limit)?;
+    let held = service.hold(since, policy.max_connections)?;
     tokio::select! {
         reached = &mut target => {
             if reached.is_ok() {
@@ -180,6 +184,7 @@ pub async fn reach<C: Connect>(
         }
         () = left => Err(Closed::ClientLeft),
         () = ended(end) => {
+            held.failed();
             let reachable = service.views().borrow().reachable(port);
             Err(if reachable { Closed::DialFailed } else { Closed::Timeout })
         }

@@ -267,6 +267,7 @@ impl Exchange {
                 Err(reason) => {
                     service.close(reason);
                     let response = answer::answer(reason, &service.to_string(), grpc);
+                    service.metrics().answered(response.status(), since.elapsed().as_secs_f64());
                     return Ok(response.map(|body| body.during(During { answering, forwarding: None })));
                 }
             };
@@ -285,6 +286,7 @@ impl Exchange {
                 }
             }
         };
+        service.metrics().answered(response.status(), since.elapsed().as_secs_f64());
         let forwarding = (place, service.forward());
         let tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS || connect && response.status().is_success();
         let (mut parts, body) = response.into_parts();

@@ -195,6 +195,7 @@ mod tests {
         wanted(&service_state("a", 1, 20_000), &addresses(&["10.244.0.3"]))
     }
 
+    /// Keeps out B33: IPv4 alone.
     #[test]
     fn cluster_ips_lead_to_the_pod_address_of_their_family() {
         let mut state = service_state("a", 1, 20_000);

@@ -11,6 +11,7 @@
 
 pub mod app;
 pub mod balance;
+pub mod breaker;
 pub mod capacity;
 pub mod config;
 pub mod connection;

@@ -15,6 +15,18 @@ const SERVICE: [&str; 2] = ["namespace", "service"];
 const WAKE_BUCKETS: [f64; 16] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 
+/// Seconds that a connection waits: what a wake takes, and at the end the hold time (10 minutes by default).
+const QUEUE_BUCKETS: [f64; 9] = [0.05, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 600.0];
+
+/// KubeElasti's buckets, in seconds.
+const REQUEST_BUCKETS: [f64; 6] = [0.1, 0.5, 1.0, 2.0, 5.0, 10.0];
+
+/// Classes of HTTP's status codes.
+const STATUSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Spellings of [`ServiceMetrics::switched`].
+const SWITCHES: [&str; 2] = ["enabled", "disabled"];
+
 /// All metrics; clones are the same metrics.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -26,6 +38,14 @@ pub struct Metrics {
     closed: IntCounterVec,
     bytes: IntCounterVec,
     wake: HistogramVec,
+    queued: IntGaugeVec,
+    breaker: IntGaugeVec,
+    queue_wait: HistogramVec,
+    answered: HistogramVec,
+    switched: IntCounterVec,
+    hosts: IntCounterVec,
+    news: IntCounterVec,
+    node: IntGaugeVec,
     repairs: IntCounterVec,
     refused: IntCounterVec,
     questions: IntCounterVec,
@@ -61,6 +81,43 @@ impl Metrics {
                     .buckets(WAKE_BUCKETS.to_vec()),
                 &["phase"],
             )?,
+            queued: IntGaugeVec::new(
+                Opts::new(name("queued_count"), "Connections that wait for the target, under KubeElasti's name."),
+                &["source", "namespace"],
+            )?,
+            breaker: by_service("breaker_open", "1 while new clients are refused, since the target keeps failing.")?,
+            queue_wait: HistogramVec::new(
+                HistogramOpts::new(
+                    name("queue_seconds"),
+                    "Seconds that a connection or request waited for the target.",
+                )
+                .buckets(QUEUE_BUCKETS.to_vec()),
+                &SERVICE,
+            )?,
+            answered: HistogramVec::new(
+                HistogramOpts::new(name("incoming_requests"), "Seconds until the head of an HTTP request's answer.")
+                    .buckets(REQUEST_BUCKETS.to_vec()),
+                &["namespace", "source", "status"],
+            )?,
+            switched: IntCounterVec::new(
+                Opts::new(
+                    name("traffic_switch_count"),
+                    "Times that connections were intercepted (enabled), or no more.",
+                ),
+                &["namespace", "source", "enabled"],
+            )?,
+            hosts: IntCounterVec::new(
+                Opts::new(name("host_extraction_count"), "Requests to the proxy port, by whether they name a Service."),
+                &["error"],
+            )?,
+            news: IntCounterVec::new(
+                Opts::new(
+                    name("operator_rpc_count"),
+                    "Operators told that connections are held; error: why one was not.",
+                ),
+                &["error"],
+            )?,
+            node: IntGaugeVec::new(Opts::new(name("node_info"), "Always 1; the node of this resolver."), &["node"])?,
             repairs: IntCounterVec::new(
                 Opts::new(
                     name("redirect_repairs_total"),
@@ -84,25 +141,36 @@ impl Metrics {
                 "Messages ignored because a newer operator sent them.",
             )?,
         };
-        let collectors: [Box<dyn Collector>; 15] = [
-            Box::new(metrics.held.clone()),
-            Box::new(metrics.forwarding.clone()),
-            Box::new(metrics.accepted.clone()),
-            Box::new(metrics.requests.clone()),
-            Box::new(metrics.probes.clone()),
-            Box::new(metrics.closed.clone()),
-            Box::new(metrics.bytes.clone()),
-            Box::new(metrics.wake.clone()),
-            Box::new(metrics.repairs.clone()),
-            Box::new(metrics.refused.clone()),
-            Box::new(metrics.questions.clone()),
-            Box::new(metrics.redirect_enabled.clone()),
-            Box::new(metrics.redirect_entries.clone()),
-            Box::new(metrics.streams.clone()),
-            Box::new(metrics.newer_messages.clone()),
-        ];
-        collectors.into_iter().try_for_each(|collector| registry.register(collector))?;
+        metrics.collectors().into_iter().try_for_each(|collector| registry.register(collector))?;
         Ok(metrics)
+    }
+
+    fn collectors(&self) -> [Box<dyn Collector>; 23] {
+        [
+            Box::new(self.held.clone()),
+            Box::new(self.forwarding.clone()),
+            Box::new(self.accepted.clone()),
+            Box::new(self.requests.clone()),
+            Box::new(self.probes.clone()),
+            Box::new(self.closed.clone()),
+            Box::new(self.bytes.clone()),
+            Box::new(self.wake.clone()),
+            Box::new(self.queued.clone()),
+            Box::new(self.breaker.clone()),
+            Box::new(self.queue_wait.clone()),
+            Box::new(self.answered.clone()),
+            Box::new(self.switched.clone()),
+            Box::new(self.hosts.clone()),
+            Box::new(self.news.clone()),
+            Box::new(self.node.clone()),
+            Box::new(self.repairs.clone()),
+            Box::new(self.refused.clone()),
+            Box::new(self.questions.clone()),
+            Box::new(self.redirect_enabled.clone()),
+            Box::new(self.redirect_entries.clone()),
+            Box::new(self.streams.clone()),
+            Box::new(self.newer_messages.clone()),
+        ]
     }
 
     /// Repairs of the `map` of redirected addresses, or of the attachment of `programs`.
@@ -115,6 +183,21 @@ impl Metrics {
         self.refused.with_label_values(&[reason])
     }
 
+    /// Names the node that this resolver is on.
+    pub fn on_node(&self, node: &str) {
+        self.node.with_label_values(&[node]).set(1);
+    }
+
+    /// A request to the proxy port named a Service of ours, or did not.
+    pub fn host(&self, found: bool) {
+        self.hosts.with_label_values(&[if found { "" } else { "unknown" }]).inc();
+    }
+
+    /// An operator was told that connections are held for a Service, or could not be.
+    pub fn told(&self, done: bool) {
+        self.news.with_label_values(&[if done { "" } else { "stream" }]).inc();
+    }
+
     /// Counts a question to a starting pod.
     pub fn probed(&self, good: bool) {
         self.questions.with_label_values(&[if good { "success" } else { "failure" }]).inc();
@@ -125,6 +208,10 @@ impl Metrics {
         let labels = [namespace, service];
         ServiceMetrics {
             held: self.held.with_label_values(&labels),
+            queued: self.queued.with_label_values(&[service, namespace]),
+            breaker_open: self.breaker.with_label_values(&labels),
+            all: self.clone(),
+            labels: labels.map(str::to_owned),
             forwarding: self.forwarding.with_label_values(&labels),
             accepted: self.accepted.with_label_values(&labels),
             requests: self.requests.with_label_values(&labels),
@@ -144,6 +231,15 @@ impl Metrics {
         drop(self.requests.remove_label_values(&labels));
         drop(self.probes.remove_label_values(&labels));
         drop(self.bytes.remove_label_values(&labels));
+        drop(self.queued.remove_label_values(&[service, namespace]));
+        drop(self.breaker.remove_label_values(&labels));
+        drop(self.queue_wait.remove_label_values(&labels));
+        for status in STATUSES {
+            drop(self.answered.remove_label_values(&[namespace, service, status]));
+        }
+        for switch in SWITCHES {
+            drop(self.switched.remove_label_values(&[namespace, service, switch]));
+        }
         for reason in Closed::ALL {
             drop(self.closed.remove_label_values(&[namespace, service, reason.as_str()]));
         }
@@ -178,14 +274,50 @@ pub struct ServiceMetrics {
     pub accepted: IntCounter,
     /// HTTP requests.
     pub requests: IntCounter,
+    /// 1 while new clients are refused, since the target keeps failing.
+    pub breaker_open: IntGauge,
     /// HTTP requests answered as `spec.probeResponse` says.
     pub probes: IntCounter,
     /// Bytes forwarded, both directions.
     pub bytes: IntCounter,
     closed: [IntCounter; Closed::ALL.len()],
+    queued: IntGauge,
+    /// For what comes into being only when it is counted: most Services wait for nothing most of the time.
+    all: Metrics,
+    /// Namespace and name.
+    labels: [String; 2],
 }
 
 impl ServiceMetrics {
+    /// A connection or request begins to wait.
+    pub fn waits(&self) {
+        self.held.inc();
+        self.queued.inc();
+    }
+
+    /// It has waited for so long.
+    pub fn waited(&self, seconds: f64) {
+        self.held.dec();
+        self.queued.dec();
+        self.all.queue_wait.with_label_values(&self.labels).observe(seconds);
+    }
+
+    /// The head of an answer with this status is there, so many seconds after the request.
+    pub fn answered(&self, status: http::StatusCode, seconds: f64) {
+        let class = usize::from(status.as_u16() / 100);
+        let status = class.checked_sub(1).and_then(|class| STATUSES.get(class)).copied().unwrap_or("5xx");
+        let [namespace, service] = &self.labels;
+        self.all.answered.with_label_values(&[namespace.as_str(), service, status]).observe(seconds);
+    }
+
+    /// Connections are intercepted from now on, or no more.
+    pub fn switched(&self, intercepted: bool) {
+        let [namespace, service] = &self.labels;
+        let [enabled, disabled] = SWITCHES;
+        let switch = if intercepted { enabled } else { disabled };
+        self.all.switched.with_label_values(&[namespace.as_str(), service, switch]).inc();
+    }
+
     /// Counts a connection that never reached the target.
     pub fn closed(&self, reason: Closed) {
         if let Some(at) = Closed::ALL.iter().position(|known| *known == reason) {

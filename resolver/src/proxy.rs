@@ -23,6 +23,7 @@ use crate::connection::{self, Client, Context};
 use crate::forward;
 use crate::http::body::Body;
 use crate::http::{Requests, Session};
+use crate::metrics::Metrics;
 use crate::protocol::Spoken;
 use crate::report::Board;
 use crate::service::Service;
@@ -48,6 +49,8 @@ pub struct Proxy {
     pub header: Option<HeaderName>,
     /// Domain of the cluster's DNS.
     pub domain: String,
+    /// What is counted.
+    pub metrics: Metrics,
 }
 
 impl Proxy {
@@ -168,7 +171,9 @@ struct Visit {
 
 impl Visit {
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, crate::http::BrokenOff> {
-        let (service, port) = match self.proxy.find(&request) {
+        let found = self.proxy.find(&request);
+        self.proxy.metrics.host(found.is_ok());
+        let (service, port) = match found {
             Ok(found) => found,
             Err(why) => return Ok(refuse(&why)),
         };

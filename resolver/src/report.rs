@@ -265,6 +265,7 @@ mod tests {
         assert!(sent.due("a", Some(&ACK), traffic(0, 0), true).is_empty());
     }
 
+    /// Keeps out B4: up to 3 s until readiness is noticed.
     #[test]
     fn the_first_and_the_last_held_connection_cannot_wait_other_traffic_can() {
         let mut sent = Sent::default();

@@ -15,6 +15,7 @@ use elasti_api::readiness::StartingPod;
 use tokio::sync::watch;
 
 use crate::balance::Load;
+use crate::breaker::Breaker;
 use crate::hold::Closed;
 use crate::metrics::{Metrics, ServiceMetrics};
 use crate::report::{News, Traffic};
@@ -95,6 +96,9 @@ struct Waiting {
     held: u32,
     /// Present while `held` is not zero.
     episode: Option<Episode>,
+    breaker: Breaker,
+    /// What the breaker was last told of: the backends of each port.
+    targets: BTreeMap<u16, Arc<[SocketAddr]>>,
 }
 
 /// One ElastiService.
@@ -166,13 +170,21 @@ impl Service {
     }
 
     fn show(&self, view: View) {
-        if let Some(episode) = &mut self.waiting().episode {
-            let now = Instant::now();
-            if !view.starting.is_empty() {
-                episode.addressed(now);
+        {
+            let mut waiting = self.waiting();
+            if let Some(episode) = &mut waiting.episode {
+                let now = Instant::now();
+                if !view.starting.is_empty() {
+                    episode.addressed(now);
+                }
+                if view.ports.values().any(|port| !port.targets.is_empty()) {
+                    episode.ready(now);
+                }
             }
-            if view.ports.values().any(|port| !port.targets.is_empty()) {
-                episode.ready(now);
+            let targets = view.ports.iter().map(|(port, view)| (*port, Arc::clone(&view.targets))).collect();
+            if waiting.targets != targets {
+                waiting.targets = targets;
+                self.close_breaker(&mut waiting);
             }
         }
         self.view.send_if_modified(|old| {
@@ -221,13 +233,16 @@ impl Service {
         &self.load
     }
 
-    /// Counts a connection as held until the guard goes; `None` when as many are held as may be. The operators learn at
-    /// once of the first one.
-    pub fn hold(self: &Arc<Self>, accepted: Instant, max: u32) -> Option<Held> {
+    /// Counts a connection as held until the guard goes; the error says why it cannot be. The operators learn at once of
+    /// the first one.
+    pub fn hold(self: &Arc<Self>, accepted: Instant, max: u32) -> Result<Held, Closed> {
         let first = {
             let mut waiting = self.waiting();
             if waiting.held >= max {
-                return None;
+                return Err(Closed::Limit);
+            }
+            if !waiting.breaker.admits(waiting.held) {
+                return Err(Closed::Unavailable);
             }
             waiting.held += 1;
             let first = waiting.held == 1;
@@ -236,11 +251,11 @@ impl Service {
             }
             first
         };
-        self.metrics.held.inc();
+        self.metrics.waits();
         if first {
             self.news.tell();
         }
-        Some(Held(Arc::clone(self)))
+        Ok(Held(Arc::clone(self), accepted))
     }
 
     /// Counts a connection as forwarded until the guard goes.
@@ -264,6 +279,19 @@ impl Service {
     /// No code panics while it holds the lock; if one did, counts would still be whole.
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether new clients get their error at once, since the target keeps failing.
+    pub fn breaker_open(&self) -> bool {
+        self.waiting().breaker.is_open()
+    }
+
+    fn close_breaker(&self, waiting: &mut Waiting) {
+        if waiting.breaker.is_open() {
+            self.metrics.breaker_open.set(0);
+            tracing::info!(namespace = self.namespace, service = self.name, "clients are held again");
+        }
+        waiting.breaker.reset();
     }
 
     fn log_wake(&self, timeline: &Timeline, held: u32) {
@@ -290,16 +318,17 @@ impl std::fmt::Display for Service {
     }
 }
 
-/// Counts a connection as held.
+/// Counts a connection as held, since when it was accepted.
 #[derive(Debug)]
 #[must_use]
-pub struct Held(Arc<Service>);
+pub struct Held(Arc<Service>, Instant);
 
 impl Held {
     /// The connection has reached the target: ends the hold, and logs the wake if it is the first.
     pub fn reached(self) {
         let (timeline, held) = {
             let mut waiting = self.0.waiting();
+            self.0.close_breaker(&mut waiting);
             let held = waiting.held;
             (waiting.episode.as_mut().and_then(|episode| episode.forwarded(Instant::now())), held)
         };
@@ -307,6 +336,25 @@ impl Held {
         if let Some(timeline) = timeline.filter(|timeline| timeline.ready.is_some()) {
             self.0.all_metrics.woken(&timeline);
             self.0.log_wake(&timeline, held);
+        }
+    }
+}
+
+impl Held {
+    /// The hold time has ended in vain.
+    pub fn failed(self) {
+        let service = &self.0;
+        let mut waiting = service.waiting();
+        let was_open = waiting.breaker.is_open();
+        waiting.breaker.failed(self.1, Instant::now());
+        if waiting.breaker.is_open() && !was_open {
+            service.metrics.breaker_open.set(1);
+            let (namespace, name) = (&service.namespace, &service.name);
+            tracing::warn!(
+                namespace,
+                service = name,
+                "the target keeps failing; new clients are refused at once, but one"
+            );
         }
     }
 }
@@ -321,7 +369,7 @@ impl Drop for Held {
             }
             waiting.held == 0
         };
-        self.0.metrics.held.dec();
+        self.0.metrics.waited(self.1.elapsed().as_secs_f64());
         if last {
             // A target that is scaled to zero right now must not be woken for connections that are held no more.
             self.0.news.tell();
@@ -369,18 +417,42 @@ mod tests {
         assert!(news.has_changed().unwrap());
     }
 
+    /// Keeps out B5: slots leak under contention until everything is refused.
     #[test]
     fn guards_keep_the_counts_and_the_limit() {
         let (service, _news) = service();
         let held = service.hold(Instant::now(), 1).unwrap();
-        assert!(service.hold(Instant::now(), 1).is_none());
+        assert_eq!(service.hold(Instant::now(), 1).err(), Some(Closed::Limit));
         assert_eq!((service.traffic().held, service.metrics.held.get()), (1, 1));
         held.reached();
         let forwarding = service.forward();
         assert_eq!(service.traffic(), Traffic { held: 0, forwarding: 1, accepted: 0 });
         drop(forwarding);
         assert_eq!((service.traffic().forwarding, service.metrics.forwarding.get()), (0, 0));
-        assert!(service.hold(Instant::now(), 1).is_some());
+        assert!(service.hold(Instant::now(), 1).is_ok());
+    }
+
+    #[test]
+    fn a_target_that_keeps_failing_has_one_client_held_until_it_changes() {
+        let (service, _news) = service();
+        let Some(long_ago) = Instant::now().checked_sub(Duration::from_mins(6)) else { return };
+        for _ in 0..5 {
+            service.hold(long_ago, 9).unwrap().failed();
+        }
+        let probe = service.hold(Instant::now(), 9).unwrap();
+        assert_eq!(service.hold(Instant::now(), 9).err(), Some(Closed::Unavailable));
+        assert_eq!((service.breaker_open(), service.metrics.breaker_open.get()), (true, 1));
+        assert_eq!(service.traffic().held, 1, "the operators are told that somebody waits");
+        let port = PortView { targets: ["10.0.0.1:80".parse().unwrap()].into(), ..PortView::default() };
+        service.set(View { ports: BTreeMap::from([(1, port)]), ..View::default() });
+        let second = service.hold(Instant::now(), 9);
+        assert!(second.is_ok() && !service.breaker_open());
+        drop((probe, second));
+        for _ in 0..5 {
+            service.hold(long_ago, 9).unwrap().failed();
+        }
+        service.hold(Instant::now(), 9).unwrap().reached();
+        assert_eq!((service.breaker_open(), service.metrics.breaker_open.get()), (false, 0));
     }
 
     #[test]

@@ -28,15 +28,26 @@ pub fn answer<B>(board: &Board, request: &Request<B>) -> Option<Answer> {
     Some(answer)
 }
 
-/// Whether anything waits for a Service here: `queueStatus` is 1 then, as in KubeElasti, else 0. `None` when the query names none.
+/// Whether anything waits for a Service here: `queueStatus` is 1 then, as in KubeElasti, else 0; how
+/// many, how many may, how many ready backends there are and what each may have at once. `None` when the query names none.
 fn queue(board: &Board, query: &str) -> Option<Value> {
     // Names of Kubernetes objects are never escaped.
     let parameter = |name: &str| query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name);
     let ((_, namespace), (_, name)) = parameter("namespace").zip(parameter("service"))?;
     let service = board.services().into_iter().find(|service| service.is(namespace, name));
-    let traffic = service.map(|service| service.traffic()).unwrap_or_default();
+    let Some(service) = service else {
+        return Some(json!({"queueStatus": 0, "held": 0, "forwarding": 0}));
+    };
+    let traffic = service.traffic();
+    let (hold, backends) = {
+        let views = service.views();
+        let view = views.borrow();
+        (view.hold, view.ports.values().map(|port| port.targets.len()).max().unwrap_or_default())
+    };
+    let breaker = if service.breaker_open() { "open" } else { "closed" };
     Some(json!({
         "queueStatus": u8::from(traffic.held > 0), "held": traffic.held, "forwarding": traffic.forwarding,
+        "limit": hold.max_connections, "backends": backends, "concurrency": hold.concurrency, "breaker": breaker,
     }))
 }
 

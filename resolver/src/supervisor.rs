@@ -298,6 +298,9 @@ impl Supervisor {
             let (namespace, service, mode) = (&state.namespace, &state.service, state.mode.as_str());
             tracing::info!(namespace, service, mode, revision = state.revision, "changed");
         }
+        if live.state.mode != state.mode {
+            live.service.metrics().switched(state.mode == Mode::Proxy);
+        }
         live.state = state;
         live.probes = probes(live.probes.take(), &live.state);
         live.service.set(view(&live.state, live.probes.clone(), self.phase));

@@ -11,6 +11,7 @@ use elasti_api::names;
 use elasti_api::v1alpha1::ElastiService;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::authorization::v1::SubjectAccessReview;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
@@ -62,10 +63,11 @@ impl Cluster {
         let client = elasti_operator::app::client().await.expect("run this by `cargo xtask test --only api`");
         let cluster = Self { client, _turn: turn };
         cluster.enforce_schema().await;
-        for file in ["default/namespace.yaml", "rbac/service-accounts.yaml"]
-            .into_iter()
-            .chain(["rbac/operator-cluster-role.yaml", "rbac/operator-role.yaml"])
-        {
+        for file in ["default/namespace.yaml", "rbac/service-accounts.yaml"].into_iter().chain([
+            "cluster-wide/operator-role.yaml",
+            "rbac/token-role.yaml",
+            "rbac/operator-role.yaml",
+        ]) {
             cluster.apply_file(file).await;
         }
         let all = Api::<DynamicObject>::all_with(cluster.client.clone(), &ApiResource::erase::<ElastiService>(&()));
@@ -109,6 +111,37 @@ impl Cluster {
         until("ScaledObjects are served", async || probe.dry_run(&scaled_object("probe", &json!({}))).await.ok()).await;
     }
 
+    /// Lets the operator do in these namespaces what it may do everywhere, and nothing in others, until the end of the turn.
+    pub async fn permit_only(&self, sandboxes: &[&Sandbox]) {
+        let bindings = Api::<k8s_openapi::api::rbac::v1::ClusterRoleBinding>::all(self.client.clone());
+        bindings.delete(names::OPERATOR, &DeleteParams::default()).await.unwrap();
+        for sandbox in sandboxes {
+            for mut object in objects_in("watched/operator-role.yaml") {
+                object["metadata"]["namespace"] = json!(sandbox.namespace);
+                self.apply(&object).await;
+            }
+        }
+        let reads = |namespace: &str| {
+            let account = format!("system:serviceaccount:{}:{}", names::NAMESPACE, names::OPERATOR);
+            let attributes = json!({"namespace": namespace, "verb": "list", "resource": "services"});
+            let review = json!({"metadata": {}, "spec": {"user": account, "resourceAttributes": attributes}});
+            let api = Api::<SubjectAccessReview>::all(self.client.clone());
+            async move {
+                let review = api.create(&PostParams::default(), &serde_json::from_value(review).unwrap()).await;
+                review.unwrap().status.unwrap().allowed
+            }
+        };
+        until("the permissions are in force", async || {
+            let elsewhere = reads("default").await;
+            let mut there = true;
+            for sandbox in sandboxes {
+                there &= reads(&sandbox.namespace).await;
+            }
+            (there && !elsewhere).then_some(())
+        })
+        .await;
+    }
+
     /// Puts a CRD in force whose spec takes anything, as an older or broken one might.
     pub async fn relax_schema(&self) {
         let mut crd = serde_json::to_value(ElastiService::crd()).unwrap();
@@ -123,10 +156,8 @@ impl Cluster {
     }
 
     async fn apply_file(&self, file: &str) {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config").join(file);
-        let text = std::fs::read_to_string(path).unwrap();
-        for document in serde_yaml_ng::Deserializer::from_str(&text) {
-            self.apply(&Value::deserialize(document).unwrap()).await;
+        for object in objects_in(file) {
+            self.apply(&object).await;
         }
     }
 
@@ -358,6 +389,13 @@ pub fn interception_port(elasti: &Value, port: u16) -> u16 {
     let ports = elasti["status"]["ports"].as_array().expect("ports are allocated");
     let own = ports.iter().find(|own| own["port"] == port).expect("the port is allocated");
     own["interceptionPort"].as_u64().and_then(|port| u16::try_from(port).ok()).expect("a port")
+}
+
+/// The objects of a file of `config`.
+fn objects_in(file: &str) -> Vec<Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config").join(file);
+    let text = std::fs::read_to_string(path).unwrap();
+    serde_yaml_ng::Deserializer::from_str(&text).map(|document| Value::deserialize(document).unwrap()).collect()
 }
 
 fn resource_of(object: &Value) -> ApiResource {

@@ -13,4 +13,5 @@ pub mod cluster;
 pub mod cycles;
 pub mod faults;
 pub mod load;
+pub mod monitoring;
 pub mod netns;

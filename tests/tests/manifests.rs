@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::{CommandFactory, FromArgMatches};
 use elasti_api::names;
 use elasti_api::v1alpha1::ElastiService;
-use elasti_operator::permissions::PERMISSIONS;
+use elasti_operator::permissions::{PERMISSIONS, Scope};
 use elasti_runtime::config::command;
 use kube::CustomResourceExt;
 use serde::Deserialize;
@@ -24,6 +24,11 @@ fn objects_in(file: &Path) -> Vec<Value> {
     serde_yaml_ng::Deserializer::from_str(&text)
         .map(|document| Value::deserialize(document).unwrap_or_else(|error| panic!("{}: {error}", file.display())))
         .collect()
+}
+
+/// What is only used as a part of something else, or for one namespace.
+fn role(file: &str) -> Value {
+    objects_in(&config().join(file)).remove(0)
 }
 
 /// The YAML files of a directory without its kustomization, sorted.
@@ -51,7 +56,8 @@ fn resources(kustomization: &Value) -> BTreeSet<&str> {
 fn installation() -> Vec<Value> {
     let default = config().join("default");
     let kustomization = kustomization(&default);
-    let files = resources(&kustomization).into_iter().flat_map(|resource| {
+    let components = list(&kustomization["components"]).iter().map(text);
+    let files = resources(&kustomization).into_iter().chain(components).flat_map(|resource| {
         let path = default.join(resource);
         if path.is_dir() { files_of(&path) } else { vec![path] }
     });
@@ -135,9 +141,14 @@ fn every_file_belongs_to_a_kustomization_and_every_resource_exists() {
         for resource in &resources {
             assert!(directory.join(resource).exists(), "{resource} of {}", directory.display());
         }
+        let generated: Vec<&str> = list(&kustomization["configMapGenerator"])
+            .iter()
+            .flat_map(|map| list(&map["files"]))
+            .map(|file| text(file).rsplit('=').next().unwrap())
+            .collect();
         for file in files_of(&directory) {
             let name = file.file_name().unwrap().to_str().unwrap();
-            assert!(resources.contains(name), "{} is in no kustomization", file.display());
+            assert!(resources.contains(name) || generated.contains(&name), "{} is in no kustomization", file.display());
         }
     }
 }
@@ -148,7 +159,9 @@ fn the_installation_is_this_and_no_more() {
     let mut found: Vec<String> = installation().iter().map(of).collect();
     let mut wanted = vec![
         format!("ClusterRole {}", names::OPERATOR),
+        format!("ClusterRole {}-tokens", names::OPERATOR),
         format!("ClusterRoleBinding {}", names::OPERATOR),
+        format!("ClusterRoleBinding {}-tokens", names::OPERATOR),
         format!("CustomResourceDefinition elastiservices.{}", names::GROUP),
         format!("DaemonSet {}", names::RESOLVER),
         format!("Deployment {}", names::OPERATOR),
@@ -332,7 +345,7 @@ fn the_operator_may_do_what_it_does_and_nothing_else() {
     let needed: BTreeSet<Rule> = PERMISSIONS
         .iter()
         .flat_map(|permission| {
-            let role = if permission.own_namespace { "Role" } else { "ClusterRole" };
+            let role = if permission.scope == Scope::Own { "Role" } else { "ClusterRole" };
             permission.verbs.iter().map(move |verb| {
                 let object = permission.object.map(str::to_owned);
                 (
@@ -375,11 +388,39 @@ fn rules(role: &Value) -> BTreeSet<Rule> {
 }
 
 #[test]
+fn an_operator_of_some_namespaces_may_do_the_same_there_and_nothing_elsewhere() {
+    let (everywhere, watched) = (role("cluster-wide/operator-role.yaml"), role("watched/operator-role.yaml"));
+    assert_eq!((&watched["kind"], &watched["rules"]), (&json!("Role"), &everywhere["rules"]));
+    assert_eq!(watched["metadata"]["namespace"], Value::Null, "kubectl -n says which");
+    let cluster: Vec<&str> =
+        PERMISSIONS.iter().filter(|one| one.scope == Scope::Cluster).map(|one| one.resource).collect();
+    assert_eq!(cluster, ["tokenreviews"]);
+    let tokens = role("rbac/token-role.yaml");
+    assert_eq!((&tokens["kind"], list(&tokens["rules"]).len()), (&json!("ClusterRole"), 1));
+    assert_eq!(tokens["rules"][0]["resources"], json!(["tokenreviews"]));
+
+    let binding = objects_in(&config().join("watched/operator-role.yaml")).remove(1);
+    assert_eq!(binding["roleRef"]["name"], watched["metadata"]["name"]);
+    let account = json!([{"kind": "ServiceAccount", "name": names::OPERATOR, "namespace": names::NAMESPACE}]);
+    assert_eq!(binding["subjects"], account);
+
+    let component = kustomization(&config().join("namespaced"));
+    let patches: Value = serde_yaml_ng::from_str(text(&component["patches"][0]["patch"])).unwrap();
+    let variable = &patches[0]["value"];
+    let mut pod = operator();
+    pod["spec"]["containers"][0]["env"].as_array_mut().unwrap().push(variable.clone());
+    let config = elasti_operator::config::Config::new(&arguments(&pod)).unwrap();
+    assert_eq!(config.watch_namespaces.join(","), text(&variable["value"]));
+}
+
+#[test]
 fn only_the_operator_is_bound_to_a_role() {
     for kind in ["RoleBinding", "ClusterRoleBinding"] {
         for binding in of_kind(kind) {
-            let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind.trim_end_matches("Binding"), "name": names::OPERATOR});
+            let name = &binding["metadata"]["name"];
+            let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind.trim_end_matches("Binding"), "name": name});
             assert_eq!(binding["roleRef"], role);
+            object(kind.trim_end_matches("Binding"), text(name));
             let account = json!([{"kind": "ServiceAccount", "name": names::OPERATOR, "namespace": names::NAMESPACE}]);
             assert_eq!(binding["subjects"], account);
         }

@@ -13,6 +13,7 @@ mod ebpf;
 mod image;
 mod install;
 mod process;
+mod promtool;
 mod test;
 
 /// The project's own commands.

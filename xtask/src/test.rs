@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::cluster::{Cluster, Options, ProxyMode};
-use crate::{install, process};
+use crate::{install, process, promtool};
 
 mod cycles;
 
@@ -135,11 +135,13 @@ fn netns(args: &Args) -> Result<()> {
 
 fn api(args: &Args) -> Result<()> {
     let tests = build("api")?;
+    let promtool = promtool::path()?;
     let options = Options { name: args.cluster("elasti-api"), kube_proxy: ProxyMode::default(), api_server_only: true };
     with_cluster(args, &options, |cluster| {
         for test in tests {
             let mut command = cluster.command_in_node(1, test)?;
-            process::run(command.args(&args.filter).env("KUBECONFIG", cluster.kubeconfig()))?;
+            command.env("KUBECONFIG", cluster.kubeconfig()).env("PROMTOOL", &promtool);
+            process::run(command.args(&args.filter))?;
         }
         Ok(())
     })

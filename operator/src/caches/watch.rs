@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use elasti_api::v1alpha1::ElastiService;
-use futures::{Stream, StreamExt, pin_mut};
+use futures::stream::select_all;
+use futures::{Stream, StreamExt, future, pin_mut};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DynamicObject};
@@ -19,7 +20,9 @@ use tokio::sync::watch;
 
 use super::{Caches, Concerned};
 use crate::autoscaler;
+use crate::metrics::Watched;
 use crate::observed::ObjectKey;
+use crate::scope::Scope;
 use crate::target::{self, Kind};
 
 /// How long the API server lets one watch run before it is begun anew where it ended, in seconds. The watcher takes one that
@@ -62,6 +65,46 @@ enum Fact<K> {
     Complete,
     /// The API server cannot be asked, and why.
     Failed(watcher::Error),
+}
+
+impl<K> Fact<K> {
+    fn counted(&self) -> Watched {
+        match self {
+            Self::There(_) | Self::Gone(_) => Watched::Changed,
+            Self::Complete => Watched::Complete,
+            Self::Failed(_) => Watched::Failed,
+        }
+    }
+}
+
+/// What is seen by one watch for each of these. It is complete once each is.
+fn watched<K>(apis: Vec<Api<K>>) -> impl Stream<Item = Fact<K>> + Send
+where
+    K: Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+{
+    let all = apis.len();
+    let watches = apis.into_iter().enumerate().map(|(number, api)| {
+        let events = watcher(api, watcher::Config::default().timeout(WATCH_TIMEOUT)).backoff(Retry::default());
+        facts(events).map(move |fact| (number, fact)).boxed()
+    });
+    together(all, select_all(watches))
+}
+
+/// Facts of several watches, each told with the number of its watch: complete when every one has been.
+fn together<K: Send>(
+    all: usize,
+    facts: impl Stream<Item = (usize, Fact<K>)> + Send,
+) -> impl Stream<Item = Fact<K>> + Send {
+    let mut complete = HashSet::new();
+    facts.filter_map(move |(number, fact)| {
+        future::ready(match fact {
+            Fact::Complete => {
+                complete.insert(number);
+                (complete.len() == all).then_some(Fact::Complete)
+            }
+            other => Some(other),
+        })
+    })
 }
 
 /// Turns a watcher's events into facts: what a new list does not name is gone.
@@ -108,6 +151,8 @@ fn key<K: Resource>(object: &K) -> ObjectKey {
 pub trait Concern: Send + Sync {
     /// These ElastiServices must be looked at.
     fn look(&self, concerned: Concerned);
+    /// The watch of a kind has met with something.
+    fn watched(&self, kind: &str, what: Watched);
     /// The ElastiService with this name and UID is gone.
     fn forget(&self, key: &ObjectKey, uid: &str);
 }
@@ -115,26 +160,28 @@ pub trait Concern: Send + Sync {
 /// The watches.
 pub struct Watches {
     client: Client,
+    scope: Scope,
     caches: Arc<Caches>,
     concern: Arc<dyn Concern>,
 }
 
 impl Watches {
-    /// Watches that feed `caches` and tell `concern`.
-    pub fn new(client: Client, caches: Arc<Caches>, concern: Arc<dyn Concern>) -> Arc<Self> {
-        Arc::new(Self { client, caches, concern })
+    /// Watches of `scope` that feed `caches` and tell `concern`.
+    pub fn new(client: Client, scope: Scope, caches: Arc<Caches>, concern: Arc<dyn Concern>) -> Arc<Self> {
+        Arc::new(Self { client, scope, caches, concern })
     }
 
     /// Watches ElastiServices. One that does not deserialize is named in the log and disturbs no other.
     pub async fn elasti_services(self: Arc<Self>, complete: watch::Sender<bool>) {
-        let api: Api<DeserializeGuard<ElastiService>> = Api::all(self.client.clone());
-        self.drive("ElastiService", api, complete, |this, fact| match fact {
+        let apis: Vec<Api<DeserializeGuard<ElastiService>>> = self.scope.apis(&self.client);
+        self.drive("ElastiService", apis, complete, |this, fact| match fact {
             Ok(DeserializeGuard(Ok(elasti))) => this.concern.look(this.caches.apply_elasti(elasti)),
             Ok(DeserializeGuard(Err(invalid))) => {
                 let key = ObjectKey::new(
                     invalid.metadata.namespace.clone().unwrap_or_default(),
                     invalid.metadata.name.clone().unwrap_or_default(),
                 );
+                this.concern.watched("ElastiService", Watched::Invalid);
                 tracing::error!(elastiservice = %key, error = %invalid, "this ElastiService is not valid and is left alone; correct it");
             }
             Err(key) => {
@@ -150,8 +197,8 @@ impl Watches {
 
     /// Watches Services.
     pub async fn services(self: Arc<Self>, complete: watch::Sender<bool>) {
-        let api: Api<Service> = Api::all(self.client.clone());
-        self.drive("Service", api, complete, |this, fact| {
+        let apis: Vec<Api<Service>> = self.scope.apis(&self.client);
+        self.drive("Service", apis, complete, |this, fact| {
             this.concern.look(match fact {
                 Ok(service) => this.caches.apply_service(&service),
                 Err(key) => this.caches.remove_service(&key),
@@ -162,8 +209,8 @@ impl Watches {
 
     /// Watches EndpointSlices.
     pub async fn slices(self: Arc<Self>, complete: watch::Sender<bool>) {
-        let api: Api<EndpointSlice> = Api::all(self.client.clone());
-        self.drive("EndpointSlice", api, complete, |this, fact| {
+        let apis: Vec<Api<EndpointSlice>> = self.scope.apis(&self.client);
+        self.drive("EndpointSlice", apis, complete, |this, fact| {
             this.concern.look(match fact {
                 Ok(slice) => this.caches.apply_slice(&slice),
                 Err(key) => this.caches.remove_slice(&key),
@@ -224,27 +271,32 @@ impl Watches {
     where
         F: FnMut(&Self, Fact<DynamicObject>) -> Concerned + Send,
     {
-        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), resource);
-        let events = watcher(api, watcher::Config::default().timeout(WATCH_TIMEOUT)).backoff(Retry::default());
-        let facts = facts(events);
+        let facts = watched(self.scope.dynamic_apis(&self.client, resource));
         pin_mut!(facts);
         while let Some(fact) = facts.next().await {
             if let Fact::Failed(error) = &fact {
                 tracing::warn!(kind = resource.kind, %error, "cannot watch; trying again");
             }
+            self.concern.watched(&resource.kind, fact.counted());
             let concerned = apply(self, fact);
             self.concern.look(concerned);
         }
     }
 
-    async fn drive<K, F>(self: Arc<Self>, what: &'static str, api: Api<K>, complete: watch::Sender<bool>, apply: F)
-    where
+    async fn drive<K, F>(
+        self: Arc<Self>,
+        what: &'static str,
+        apis: Vec<Api<K>>,
+        complete: watch::Sender<bool>,
+        apply: F,
+    ) where
         K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
         F: Fn(&Self, Result<K, ObjectKey>) + Send,
     {
-        let facts = facts(watcher(api, watcher::Config::default().timeout(WATCH_TIMEOUT)).backoff(Retry::default()));
+        let facts = watched(apis);
         pin_mut!(facts);
         while let Some(fact) = facts.next().await {
+            self.concern.watched(what, fact.counted());
             match fact {
                 Fact::There(object) => apply(&self, Ok(object)),
                 Fact::Gone(key) => apply(&self, Err(key)),
@@ -254,5 +306,23 @@ impl Watches {
                 Fact::Failed(error) => tracing::warn!(kind = what, %error, "cannot watch; trying again"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn watches_of_several_namespaces_are_complete_when_each_is() {
+        let service = |name: &str| {
+            let object = serde_json::json!({"metadata": {"namespace": "n", "name": name}});
+            Fact::There(serde_json::from_value::<Service>(object).unwrap())
+        };
+        let told =
+            [(0, service("a")), (0, Fact::Complete), (0, Fact::Complete), (1, service("b")), (1, Fact::Complete)];
+        let facts: Vec<Fact<Service>> = together(2, futures::stream::iter(told)).collect().await;
+        let complete: Vec<bool> = facts.iter().map(|fact| matches!(fact, Fact::Complete)).collect();
+        assert_eq!(complete, [false, false, true]);
     }
 }

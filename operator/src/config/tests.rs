@@ -23,6 +23,18 @@ fn resolvers_of_another_namespace_are_allowed_by_its_name() {
 }
 
 #[test]
+fn b43_little_is_logged_unless_more_is_wanted() {
+    assert_eq!(config(&["--pod-name=p"]).unwrap().log_level, "info".parse().unwrap());
+    assert_eq!(config(&["--pod-name=p", "--log-level=debug"]).unwrap().log_level, "debug".parse().unwrap());
+}
+
+#[test]
+fn namespaces_are_all_unless_they_are_named() {
+    assert!(config(&["--pod-name=p"]).unwrap().watch_namespaces.is_empty());
+    assert_eq!(config(&["--pod-name=p", "--watch-namespaces=shop, a,shop,"]).unwrap().watch_namespaces, ["a", "shop"]);
+}
+
+#[test]
 fn every_fault_is_told_at_once() {
     let told = config(&[
         "--operator-port=70000",
@@ -33,6 +45,7 @@ fn every_fault_is_told_at_once() {
         "--allowed-service-accounts=resolver",
         "--prometheus-trigger-server-address=prometheus:9090",
         "--log-format=xml",
+        "--watch-namespaces=shop,Web",
     ])
     .unwrap_err()
     .to_string();
@@ -46,6 +59,7 @@ fn every_fault_is_told_at_once() {
         "--allowed-service-accounts",
         "--prometheus-trigger-server-address",
         "--log-format",
+        "--watch-namespaces: 'Web'",
     ] {
         assert!(told.contains(flag), "{flag} in {told}");
     }

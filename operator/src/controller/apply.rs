@@ -75,7 +75,11 @@ impl Controller {
         let apply = PatchParams::apply(REPORTER).force();
         match action {
             Action::AddFinalizer => self.finalizers(elasti, true).await?,
-            Action::RemoveFinalizer => self.finalizers(elasti, false).await?,
+            Action::RemoveFinalizer => {
+                let result = self.finalizers(elasti, false).await;
+                self.parts.metrics.finalized(result.is_ok());
+                result?;
+            }
             Action::ScaleUp { replicas } => self.wake_target(key, snapshot, replicas).await?,
             Action::ScaleDown => self.scale_down(key, snapshot).await?,
             Action::AllocatePorts(ports) => {
@@ -85,7 +89,13 @@ impl Controller {
                 self.write_status(elasti, json!({"ports": ports, "revision": revision})).await?;
             }
             Action::WriteStatus(status) => {
-                self.write_status(elasti, serde_json::to_value(*status)?).await?;
+                let before = elasti.status.as_ref().and_then(|status| status.mode);
+                let mode = status.mode.filter(|mode| before != Some(*mode));
+                let result = self.write_status(elasti, serde_json::to_value(*status)?).await;
+                if let Some(mode) = mode {
+                    self.parts.metrics.updated(key, mode, result.is_ok());
+                }
+                result?;
             }
             Action::ApplyPrivateService => {
                 if let Some(public) = &snapshot.service {
@@ -200,7 +210,7 @@ impl Controller {
     async fn scale_up(&self, key: &ObjectKey, snapshot: &Snapshot, replicas: i32) -> anyhow::Result<()> {
         let (api, target) = self.target(snapshot)?;
         let result = target::scale_up(&api, target, replicas).await;
-        self.parts.metrics.scaled(key, "up", result.is_ok());
+        self.count_scaled(key, snapshot, "up", result.is_ok());
         if result? == Scaled::Done {
             let uid = snapshot.elasti.metadata.uid.as_deref().unwrap_or_default();
             let after = self.parts.resolvers.held_since(uid).map(|since| since.elapsed());
@@ -224,10 +234,16 @@ impl Controller {
         Ok(())
     }
 
+    fn count_scaled(&self, key: &ObjectKey, snapshot: &Snapshot, direction: &'static str, done: bool) {
+        let spec = &snapshot.elasti.spec;
+        let target = format!("{}-{}", spec.scale_target_ref.kind(), spec.scale_target_ref.name);
+        self.parts.metrics.scaled(key, &spec.service, &target, direction, done);
+    }
+
     async fn scale_down(&self, key: &ObjectKey, snapshot: &Snapshot) -> anyhow::Result<()> {
         let (api, target) = self.target(snapshot)?;
         let result = target::scale_down(&api, target).await;
-        self.parts.metrics.scaled(key, "down", result.is_ok());
+        self.count_scaled(key, snapshot, "down", result.is_ok());
         if result? == Scaled::Done {
             tracing::info!(elastiservice = %key, target = %target.name, "put to sleep");
             self.record(

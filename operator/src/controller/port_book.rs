@@ -11,9 +11,10 @@ use kube::{Api, Client};
 use tokio::sync::Mutex;
 
 use crate::ports::Ports;
+use crate::scope::Scope;
 
 pub(super) struct PortBook {
-    client: Client,
+    apis: Vec<Api<DeserializeGuard<ElastiService>>>,
     book: Mutex<Book>,
     released: std::sync::Mutex<Vec<(String, Instant)>>,
 }
@@ -26,8 +27,8 @@ struct Book {
 }
 
 impl PortBook {
-    pub(super) fn new(client: Client) -> Self {
-        Self { client, book: Mutex::default(), released: std::sync::Mutex::default() }
+    pub(super) fn new(client: &Client, scope: &Scope) -> Self {
+        Self { apis: scope.apis(client), book: Mutex::default(), released: std::sync::Mutex::default() }
     }
 
     /// Lets all ports of an ElastiService that is gone rest.
@@ -46,11 +47,13 @@ impl PortBook {
         let uid = elasti.metadata.uid.as_deref().unwrap_or_default();
         let mut book = self.book.lock().await;
         if book.read_in != Some(epoch) {
-            let api: Api<DeserializeGuard<ElastiService>> = Api::all(self.client.clone());
-            for other in api.list(&ListParams::default()).await?.items.into_iter().filter_map(|guard| guard.0.ok()) {
-                let uid = other.metadata.uid.unwrap_or_default();
-                for port in other.status.unwrap_or_default().ports {
-                    book.ports.claim(port.interception_port, &uid);
+            for api in &self.apis {
+                let all = api.list(&ListParams::default()).await?;
+                for other in all.items.into_iter().filter_map(|guard| guard.0.ok()) {
+                    let uid = other.metadata.uid.unwrap_or_default();
+                    for port in other.status.unwrap_or_default().ports {
+                        book.ports.claim(port.interception_port, &uid);
+                    }
                 }
             }
             book.read_in = Some(epoch);

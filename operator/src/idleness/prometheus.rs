@@ -3,6 +3,8 @@
 //! An answer counts only if Prometheus itself was up for the whole cooldown: a server that has just started knows nothing
 //! of the traffic before it. Numbers that are none (NaN, infinite), no series and several series cannot tell.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use elasti_api::v1alpha1::{PrometheusMetadata, ScaleTrigger};
@@ -10,6 +12,7 @@ use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use http::{HeaderMap, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
 use serde::Deserialize;
+use tokio::sync::Semaphore;
 
 use super::https::{self, Clients, HttpsClient};
 use super::secrets::Secrets;
@@ -17,6 +20,13 @@ use crate::observed::Verdict;
 
 /// How long one query may take, as in KubeElasti.
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Triggers that one server is asked about at once, with two queries each: thousands of connections to one that is dead would
+/// take the open files that others need.
+const PLACES: usize = 64;
+
+/// How long a trigger may wait for its turn: in as long it would be asked again by default.
+const PLACE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Longest answer that is read, in bytes: one series is some hundred.
 const MAX_ANSWER: usize = 1 << 20;
@@ -38,6 +48,7 @@ pub struct Defaults {
 pub struct Prometheus {
     clients: Clients,
     secrets: Secrets,
+    places: Places,
     defaults: Defaults,
 }
 
@@ -65,11 +76,16 @@ fn is_authorization(header: &str) -> bool {
 impl Prometheus {
     /// With what the operator is set to; `client` reads Secrets.
     pub fn new(defaults: Defaults, client: kube::Client) -> Self {
-        Self { clients: Clients::new(), secrets: Secrets::new(client), defaults }
+        Self { clients: Clients::new(), secrets: Secrets::new(client), places: Places::default(), defaults }
     }
 
     /// Whether the target of an ElastiService in this namespace is idle.
     pub(super) async fn ask(&self, namespace: &str, metadata: &PrometheusMetadata, cooldown: Duration) -> Verdict {
+        let address = metadata.server_address.as_deref().or(self.defaults.server_address.as_deref());
+        let place = self.places.at(address.unwrap_or_default());
+        let Ok(Ok(_place)) = tokio::time::timeout(PLACE_PATIENCE, place.acquire_owned()).await else {
+            return Verdict::Unknown("Prometheus does not answer as fast as it is asked".to_owned());
+        };
         let asked = async {
             let server = self.server(namespace, metadata).await?;
             server.value_while_up(metadata, cooldown).await
@@ -108,6 +124,23 @@ impl Prometheus {
             headers.insert(name, value);
         }
         Ok(Server { client: self.clients.of(metadata.tls.as_ref())?, address, headers })
+    }
+}
+
+/// How many may ask a server at once, by its address: a dead one delays nobody who asks another.
+#[derive(Clone, Default)]
+struct Places(Arc<Mutex<HashMap<String, Arc<Semaphore>>>>);
+
+impl Places {
+    fn at(&self, address: &str) -> Arc<Semaphore> {
+        // Every change is one insertion or removal, so a poisoned lock still guards a sound map.
+        let mut servers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(server) = servers.get(address) {
+            return Arc::clone(server);
+        }
+        // Nobody asks those any more.
+        servers.retain(|_, server| Arc::strong_count(server) > 1);
+        Arc::clone(servers.entry(address.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(PLACES))))
     }
 }
 

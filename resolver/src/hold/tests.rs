@@ -290,6 +290,7 @@ impl World {
                 Fate::Closed(Closed::Removed) => assert!(connection.removed),
                 Fate::Closed(Closed::Shutdown) => assert!(self.ended.is_cancelled()),
                 Fate::Closed(Closed::Malformed) => unreachable!("holding looks at nothing that is sent"),
+                Fate::Closed(Closed::Unavailable) => unreachable!("nobody waits for minutes here"),
                 // Judged at its moment.
                 Fate::Closed(Closed::Limit) | Fate::Forwarded(_) | Fate::Finished => {}
             }

@@ -24,6 +24,7 @@ pub fn answer(reason: Closed, service: &str, grpc: bool) -> Response<Body> {
         Closed::Timeout => "its target did not become ready in time",
         Closed::DialFailed => "its target is ready but does not accept connections",
         Closed::Limit => "as many connections wait for its target as may",
+        Closed::Unavailable => "its target has failed for minutes, and is still being waited for",
         Closed::ClientLeft => "the client has left",
         Closed::Removed => "it is not intercepted any more; connect again",
         Closed::Malformed => "the request is malformed",

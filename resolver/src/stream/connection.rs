@@ -323,10 +323,14 @@ impl Exchange<'_> {
 
     async fn report(&mut self, regular: bool) -> Result<(), StreamError> {
         for message in self.connector.board.due(&mut self.sent, regular) {
-            self.send(&message).await?;
+            let sent = self.send(&message).await;
             if let ResolverMessage::Traffic { uid, held: 1.., .. } = &message {
-                self.connector.board.notified(uid);
+                self.connector.metrics.told(sent.is_ok());
+                if sent.is_ok() {
+                    self.connector.board.notified(uid);
+                }
             }
+            sent?;
         }
         Ok(())
     }

@@ -124,6 +124,7 @@ async fn a_server_that_closes_its_sending_side_still_hears_the_client() {
     assert_eq!(soon(hears.recv()).await.unwrap(), "still here");
 }
 
+/// Keeps out B15: clients that have left keep their places and wake targets.
 #[tokio::test]
 async fn a_client_that_leaves_frees_its_place() {
     let (world, _, [silent, resetting, mut talkative, mut secure]) = at_zero(HoldPolicy::default()).await;
@@ -180,6 +181,7 @@ async fn more_connections_than_the_limit_are_reset_at_once_and_a_free_place_is_t
     drop((second, third));
 }
 
+/// Keeps out B3: five held requests are released a second.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_held_connections_are_answered_within_a_second_of_the_first() {
     let (world, port, clients) = at_zero::<200>(HoldPolicy::default()).await;
@@ -197,6 +199,7 @@ async fn two_hundred_held_connections_are_answered_within_a_second_of_the_first(
     assert!(spread < Duration::from_secs(1), "{spread:?}");
 }
 
+/// Keeps out B16: a refused dial becomes 502.
 #[tokio::test]
 async fn a_failed_dial_is_retried_on_another_backend() {
     let (dead, alive) = (refusing().await, echo().await);
@@ -221,6 +224,7 @@ async fn a_connection_to_a_dead_backend_is_held_and_takes_the_next_one() {
     ping(&mut client, b"hello").await;
 }
 
+/// Keeps out B8: both slices are live during the hand-over.
 #[tokio::test]
 async fn late_arrivals_are_forwarded_in_serve_mode_and_count_as_accepted() {
     let port = free_port();
@@ -255,6 +259,7 @@ async fn a_broken_target_resets_the_client() {
     is_reset(&mut client).await;
 }
 
+/// Keeps out B6: one queue for all Services.
 #[tokio::test]
 async fn one_service_in_trouble_does_not_hold_up_another() {
     let (taken, free) = (free_port(), free_port());

@@ -207,6 +207,7 @@ async fn a_client_that_goes_after_its_half_close_resets_the_target() {
     assert!(matches!(broken, std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe), "{broken}");
 }
 
+/// Keeps out B10: whole responses are kept in memory.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_reader_slows_its_writer_down_and_gets_all() {
     for pipes in all_ways() {

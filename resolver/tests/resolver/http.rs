@@ -257,6 +257,7 @@ async fn a_request_is_never_sent_twice_and_its_break_is_the_clients_too() {
     assert_eq!(times.load(Ordering::Relaxed), 1);
 }
 
+/// Keeps out B9: an answer that breaks off looks complete.
 #[tokio::test]
 async fn half_an_answer_ends_with_a_reset() {
     let zero = Zero::new(HoldPolicy::default()).await;
@@ -290,6 +291,7 @@ async fn a_target_that_closes_between_requests_loses_none() {
     }
 }
 
+/// Keeps out B17: WebSocket 502, streams buffered, calls in both directions deadlock, 301 for `//`.
 #[tokio::test]
 async fn an_upgrade_becomes_a_tunnel() {
     let zero = Zero::new(HoldPolicy::default()).await;

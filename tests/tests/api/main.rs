@@ -5,6 +5,8 @@ mod admission;
 mod autoscalers;
 mod faults;
 mod interception;
+mod monitoring;
+mod namespaces;
 mod outages;
 mod removal;
 mod replicas;

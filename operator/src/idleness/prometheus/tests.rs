@@ -7,6 +7,7 @@ fn answer(result_type: &str, result: &serde_json::Value) -> Result<f64, String> 
     single_value(&serde_json::to_vec(&body).unwrap())
 }
 
+/// Keeps out B38: another Service's answer is taken for one that is missing.
 #[test]
 fn only_one_finite_number_is_an_answer() {
     let series = |value: &str| serde_json::json!({"metric": {}, "value": [1.0, value]});
@@ -154,4 +155,43 @@ async fn a_certificate_is_taken_from_the_named_authority_or_from_anybody_if_told
         assert_eq!(verdict == Verdict::Busy, trusted, "{tls}: {verdict:?}");
         assert!(trusted || matches!(verdict, Verdict::Unknown(_)));
     }
+}
+
+/// A server that takes every connection and answers none; the most that were open at once.
+async fn dead_server() -> (u16, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (open, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let told = Arc::clone(&most);
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let open = Arc::clone(&open);
+            told.fetch_max(open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                drop(tokio::io::copy(&mut stream, &mut tokio::io::sink()).await);
+                open.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+    });
+    (port, most)
+}
+
+#[tokio::test]
+async fn b37_ten_thousand_triggers_of_a_dead_server_delay_nobody_who_asks_another() {
+    let ((dead, most), (alive, mut told)) = (dead_server().await, server(None).await);
+    let prometheus = prometheus(Defaults::default());
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..10_000 {
+        let (prometheus, metadata) = (prometheus.clone(), asking(dead, &serde_json::json!({})));
+        waiting.spawn(async move { prometheus.ask("shop", &metadata, Duration::from_mins(1)).await });
+    }
+    // Within its own time: an answer that is late is none.
+    let verdict = prometheus.ask("shop", &asking(alive, &serde_json::json!({})), Duration::from_mins(1)).await;
+    assert_eq!((verdict, told.recv().await.unwrap().as_str()), (Verdict::Busy, "none"));
+    let first = waiting.join_next().await.unwrap().unwrap();
+    assert!(matches!(first, Verdict::Unknown(_)), "{first:?}");
+    let most = most.load(std::sync::atomic::Ordering::SeqCst);
+    assert!((1..=2 * PLACES).contains(&most), "{most} connections at once");
 }

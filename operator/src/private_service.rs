@@ -56,6 +56,7 @@ pub fn object(public: &ServiceObserved, elasti: &ElastiService) -> Service {
 mod tests {
     use super::*;
 
+    /// Keeps out KubeElasti's defects B31 and B34.
     #[test]
     fn the_twin_follows_ports_and_selector_but_takes_no_node_port() {
         let port = ServicePort { port: 80, node_port: Some(30080), ..ServicePort::default() };

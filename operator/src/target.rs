@@ -112,6 +112,7 @@ pub fn api(client: kube::Client, kind: Kind, key: &ObjectKey) -> Api<DynamicObje
 mod tests {
     use super::*;
 
+    /// Keeps out B23: Rollouts without `replicas`, or with `workloadRef`, stay intercepted for ever.
     #[test]
     fn a_target_is_observed_as_the_api_means_it() {
         let object: DynamicObject = serde_json::from_value(serde_json::json!({

@@ -58,6 +58,7 @@ fn test_1_tls_wakes_from_pods_hosts_and_node_ports() {
     assert!(wake(&sandbox, &target, || host(&node_port)).starts_with("nginx on web-"), "a node port");
 }
 
+/// Keeps out B48: only HTTP wakes.
 #[test]
 fn test_1_redis_wakes_from_pods_hosts_and_node_ports() {
     let (sandbox, target) = (Sandbox::new("redis"), Target::redis("cache"));
@@ -81,6 +82,7 @@ fn test_1_a_server_that_speaks_first_wakes() {
     assert_eq!(wake(&sandbox, &target, || from_host(address, b"", 10)), "220 ready\n");
 }
 
+/// Keeps out B30: only the first port is served; no port crashes the operator.
 #[test]
 fn test_2_both_ports_of_a_service_wake_it() {
     let (sandbox, target) = (Sandbox::new("ports"), Target::nginx("web"));
@@ -311,6 +313,7 @@ fn test_7_a_warm_service_passes_no_resolver() {
     );
 }
 
+/// Keeps out B27: objects are made again while the finalizer runs.
 #[test]
 fn a_deleted_elasti_service_leaves_everything_as_it_was() {
     let (sandbox, target) = (Sandbox::new("deleted-es"), Target::nginx("web"));
@@ -326,6 +329,7 @@ fn a_deleted_elasti_service_leaves_everything_as_it_was() {
     assert!(from_host(address, HTTP, 4096).contains("nginx on web-"));
 }
 
+/// Keeps out B20: a target at zero beforehand is not intercepted for up to 5 minutes.
 #[test]
 fn a_target_that_was_at_zero_before_its_elasti_service_is_intercepted() {
     let (sandbox, target) = (Sandbox::new("zero-first"), Target::nginx("web"));

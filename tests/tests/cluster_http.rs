@@ -55,6 +55,7 @@ impl Client {
     }
 }
 
+/// Keeps out B2: 403 or 408 for seconds after the first response.
 #[test]
 fn a_busy_kept_connection_leaves_the_resolver_within_five_seconds_and_loses_nothing() {
     let (sandbox, target) = (Sandbox::new("handover"), Target::nginx("web"));

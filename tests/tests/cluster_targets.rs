@@ -93,6 +93,7 @@ fn a_client_is_held_through_the_crashes_of_its_target() {
     });
 }
 
+/// Keeps out B24: `status.replicas` is compared.
 #[test]
 fn a_target_that_is_scaled_to_zero_in_the_middle_of_a_wake_is_woken_again() {
     let (sandbox, mut target) = (Sandbox::new("undone"), Target::nginx("web"));

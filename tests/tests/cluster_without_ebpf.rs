@@ -10,6 +10,7 @@ fn ebpf(setting: &str) {
     kubectl(&["-n", namespace, "rollout", "status", "daemonset/elasti-resolver", "--timeout=180s"]);
 }
 
+/// Keeps out B35: endpoints without `conditions.ready`, slices without owner.
 #[test]
 fn test_3_the_slices_alone_wake() {
     ebpf("ELASTI_EBPF=off");

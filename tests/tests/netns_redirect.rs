@@ -94,6 +94,7 @@ async fn connections_pass_when_the_heartbeat_stops() {
     assert!(it.redirector.counter(Counter::Stale) > 0);
 }
 
+/// Keeps out B12: one resolver, and nothing without it.
 #[tokio::test]
 async fn connections_pass_when_the_resolver_is_gone() {
     let it = Redirected::new("gone");

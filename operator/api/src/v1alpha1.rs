@@ -491,6 +491,7 @@ mod tests {
         })
     }
 
+    /// Keeps out B1: without `minTargetReplicas` a target never wakes, and an active one is scaled to zero.
     #[test]
     fn defaults_mean_what_the_docs_say() {
         let spec = parse(minimal());

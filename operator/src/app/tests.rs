@@ -60,6 +60,7 @@ async fn get(port: u16, path: &str) -> String {
     reply
 }
 
+/// Keeps out B42: SIGTERM does not end the operator.
 #[tokio::test]
 async fn an_operator_becomes_ready_leads_serves_and_gives_the_lease_back() {
     let flags = ["operator", "--pod-name=me", "--operator-port=0", "--health-port=0", "--stream-port=0"];

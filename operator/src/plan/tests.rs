@@ -290,6 +290,7 @@ fn published_mode(plan: &Plan) -> Option<(Mode, bool)> {
     }
 }
 
+/// Keeps out B7: scaled to zero before connections are redirected.
 #[test]
 fn an_idle_target_is_intercepted_then_published_then_put_to_sleep() {
     let mut world = World::serving();

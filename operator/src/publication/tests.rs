@@ -73,6 +73,7 @@ fn a_feed_is_a_snapshot_and_then_what_changes() {
     assert_eq!(told(&mut feed), [service("a", 2), remove("b")]);
 }
 
+/// Keeps out B13: an operator that restarts answers 200 and wakes nothing.
 #[test]
 fn no_snapshot_before_the_caches_are_filled() {
     let publication = publication();

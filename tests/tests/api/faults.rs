@@ -50,6 +50,7 @@ async fn a_missing_service_is_named() {
     told(None, json!({}), "ServiceNotFound", ["Service web", "create it"]).await;
 }
 
+/// Keeps out B32: headless Services are broken without a word.
 #[tokio::test]
 async fn a_headless_service_is_named() {
     let public = service("web", json!({"clusterIP": "None"}));
@@ -93,6 +94,7 @@ async fn a_bad_trigger_is_named() {
     told(Some(service("web", json!({}))), spec, "InvalidTrigger", ["treshold", "never put to sleep"]).await;
 }
 
+/// Keeps out B19: an ElastiService made before its target is never acted upon.
 #[tokio::test]
 async fn an_elasti_service_may_come_before_its_service_and_its_target() {
     let cluster = Cluster::new().await;

@@ -34,6 +34,7 @@ async fn pod() -> SocketAddr {
     address
 }
 
+/// Keeps out B21: `status.mode` is set although nothing was done.
 #[tokio::test]
 async fn a_target_that_was_at_zero_before_is_published_once_a_resolver_listens() {
     let cluster = Cluster::new().await;
@@ -159,6 +160,7 @@ async fn a_running_target_without_a_ready_pod_is_intercepted_until_one_is_ready(
     sandbox.until_reason("web", "TargetReady", "Ready").await;
 }
 
+/// Keeps out B14: namesakes in two namespaces suppress each other's wake.
 #[tokio::test]
 async fn namesakes_in_two_namespaces_are_independent() {
     let cluster = Cluster::new().await;

@@ -107,6 +107,7 @@ async fn every_step_is_taken_though_the_api_server_fails_at_first() {
     down_and_up(Fault::Refused(500)).await;
 }
 
+/// Keeps out B22: stale caches leave slices behind.
 #[tokio::test]
 async fn every_step_is_taken_though_somebody_else_is_faster_at_first() {
     down_and_up(Fault::Refused(409)).await;
@@ -156,6 +157,7 @@ async fn a_scale_down_that_is_carried_out_late_finds_its_service_intercepted() {
     assert!(!given_back, "intercepted until it was carried out: {until_zero:#?}");
 }
 
+/// Keeps out B45: informers restart in storms.
 #[tokio::test]
 async fn watches_that_are_cut_or_fall_silent_are_begun_anew() {
     let cluster = Cluster::new().await;

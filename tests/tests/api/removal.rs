@@ -46,6 +46,7 @@ async fn an_elasti_service_whose_target_is_gone_can_be_deleted() {
     assert_eq!((sandbox.slice("web").await, sandbox.private("web").await), (None, None));
 }
 
+/// Keeps out B25: a changed `spec.service` leaves the former's objects.
 #[tokio::test]
 async fn another_service_in_the_spec_leaves_nothing_of_the_former() {
     let cluster = Cluster::new().await;

@@ -20,6 +20,7 @@ async fn holder(cluster: &Cluster) -> Option<String> {
     lease["spec"]["holderIdentity"].as_str().map(str::to_owned)
 }
 
+/// Keeps out B28: several operator replicas disturb each other.
 #[tokio::test]
 async fn one_replica_leads_and_the_other_serves_and_takes_over() {
     let cluster = Cluster::new().await;

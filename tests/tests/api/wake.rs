@@ -15,6 +15,7 @@ async fn sleeping(sandbox: &Sandbox) {
     sandbox.until("web", "mode proxy", |elasti| elasti["status"]["mode"] == "proxy").await;
 }
 
+/// Keeps out B46: events of an invalid type, on objects that do not exist.
 #[tokio::test]
 async fn a_notification_of_a_resolver_wakes_the_target() {
     let cluster = Cluster::new().await;

@@ -294,6 +294,7 @@ async fn a_resolver_that_reconnects_is_known_by_its_new_stream() {
     assert!(world.streams.resolvers.observed("u")[0].leaving);
 }
 
+/// Keeps out B36: namesakes of the resolver's Service are taken for resolvers.
 #[tokio::test]
 async fn nobody_speaks_for_another_pod() {
     let world = world().await;

@@ -2,6 +2,7 @@
 
 use super::*;
 
+/// Keeps out B11: no orderly end of a resolver.
 #[test]
 fn slices_follow_the_resolvers() {
     let mut world = World::asleep();

@@ -75,11 +75,8 @@ async fn accept(
                     context.connections.spawn(refused);
                     continue;
                 };
-                let connection = connection::serve(Arc::clone(&service), port, client, Arc::clone(&context));
-                context.connections.spawn(async move {
-                    connection.await;
-                    drop(permit);
-                });
+                let connection = connection::serve(Arc::clone(&service), port, client, Arc::clone(&context), permit);
+                context.connections.spawn(connection);
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {

@@ -203,6 +203,13 @@ impl Metrics {
         self.questions.with_label_values(&[if good { "success" } else { "failure" }]).inc();
     }
 
+    /// Connections to a Service are intercepted from now on, or no more.
+    pub fn switched(&self, namespace: &str, service: &str, intercepted: bool) {
+        let [enabled, disabled] = SWITCHES;
+        let switch = if intercepted { enabled } else { disabled };
+        self.switched.with_label_values(&[namespace, service, switch]).inc();
+    }
+
     /// The metrics of one Service.
     pub fn service(&self, namespace: &str, service: &str) -> ServiceMetrics {
         let labels = [namespace, service];
@@ -308,14 +315,6 @@ impl ServiceMetrics {
         let status = class.checked_sub(1).and_then(|class| STATUSES.get(class)).copied().unwrap_or("5xx");
         let [namespace, service] = &self.labels;
         self.all.answered.with_label_values(&[namespace.as_str(), service, status]).observe(seconds);
-    }
-
-    /// Connections are intercepted from now on, or no more.
-    pub fn switched(&self, intercepted: bool) {
-        let [namespace, service] = &self.labels;
-        let [enabled, disabled] = SWITCHES;
-        let switch = if intercepted { enabled } else { disabled };
-        self.all.switched.with_label_values(&[namespace.as_str(), service, switch]).inc();
     }
 
     /// Counts a connection that never reached the target.

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use elasti_api::message::{HoldPolicy, Protocol};
@@ -113,7 +113,7 @@ pub struct Service {
     forwarding: AtomicU32,
     accepted: AtomicU64,
     all_metrics: Metrics,
-    metrics: ServiceMetrics,
+    metrics: OnceLock<Box<ServiceMetrics>>,
     news: News,
 }
 
@@ -129,7 +129,7 @@ impl Service {
             load: Arc::default(),
             forwarding: AtomicU32::new(0),
             accepted: AtomicU64::new(0),
-            metrics: all_metrics.service(namespace, name),
+            metrics: OnceLock::new(),
             all_metrics,
             news,
         }
@@ -140,9 +140,10 @@ impl Service {
         self.namespace == namespace && self.name == name
     }
 
-    /// The metrics of this Service.
+    /// The metrics of this Service. Their series are made with the first connection: on most nodes most Services never see one,
+    /// and series are most of what a Service costs.
     pub fn metrics(&self) -> &ServiceMetrics {
-        &self.metrics
+        self.metrics.get_or_init(|| Box::new(self.all_metrics.service(&self.namespace, &self.name)))
     }
 
     /// Follows the view.
@@ -194,9 +195,16 @@ impl Service {
         });
     }
 
+    /// Connections are intercepted from now on, or no more.
+    pub fn switched(&self, intercepted: bool) {
+        self.all_metrics.switched(&self.namespace, &self.name, intercepted);
+    }
+
     /// The ElastiService is gone: held connections are closed, forwarded ones end by themselves.
     pub fn remove(&self) {
         self.set(View::default());
+        // Made first, if need be: a connection that comes late must not make them anew.
+        let _made = self.metrics();
         self.all_metrics.forget(&self.namespace, &self.name);
     }
 
@@ -219,13 +227,13 @@ impl Service {
     /// Counts an accepted connection.
     pub fn accept(&self) {
         self.accepted.fetch_add(1, Ordering::Relaxed);
-        self.metrics.accepted.inc();
+        self.metrics().accepted.inc();
     }
 
     /// Counts a request of HTTP. It is traffic as a new connection is.
     pub fn request(&self) {
         self.accepted.fetch_add(1, Ordering::Relaxed);
-        self.metrics.requests.inc();
+        self.metrics().requests.inc();
     }
 
     /// What is open to each backend.
@@ -251,7 +259,7 @@ impl Service {
             }
             first
         };
-        self.metrics.waits();
+        self.metrics().waits();
         if first {
             self.news.tell();
         }
@@ -261,13 +269,13 @@ impl Service {
     /// Counts a connection as forwarded until the guard goes.
     pub fn forward(self: &Arc<Self>) -> Forwarding {
         self.forwarding.fetch_add(1, Ordering::Relaxed);
-        self.metrics.forwarding.inc();
+        self.metrics().forwarding.inc();
         Forwarding(Arc::clone(self))
     }
 
     /// Counts a connection that never reached the target.
     pub fn close(&self, reason: Closed) {
-        self.metrics.closed(reason);
+        self.metrics().closed(reason);
         tracing::debug!(namespace = self.namespace, service = self.name, reason = reason.as_str(), "closed");
     }
 
@@ -288,7 +296,7 @@ impl Service {
 
     fn close_breaker(&self, waiting: &mut Waiting) {
         if waiting.breaker.is_open() {
-            self.metrics.breaker_open.set(0);
+            self.metrics().breaker_open.set(0);
             tracing::info!(namespace = self.namespace, service = self.name, "clients are held again");
         }
         waiting.breaker.reset();
@@ -348,7 +356,7 @@ impl Held {
         let was_open = waiting.breaker.is_open();
         waiting.breaker.failed(self.1, Instant::now());
         if waiting.breaker.is_open() && !was_open {
-            service.metrics.breaker_open.set(1);
+            service.metrics().breaker_open.set(1);
             let (namespace, name) = (&service.namespace, &service.name);
             tracing::warn!(
                 namespace,
@@ -369,7 +377,7 @@ impl Drop for Held {
             }
             waiting.held == 0
         };
-        self.0.metrics.waited(self.1.elapsed().as_secs_f64());
+        self.0.metrics().waited(self.1.elapsed().as_secs_f64());
         if last {
             // A target that is scaled to zero right now must not be woken for connections that are held no more.
             self.0.news.tell();
@@ -385,7 +393,7 @@ pub struct Forwarding(Arc<Service>);
 impl Drop for Forwarding {
     fn drop(&mut self) {
         self.0.forwarding.fetch_sub(1, Ordering::Relaxed);
-        self.0.metrics.forwarding.dec();
+        self.0.metrics().forwarding.dec();
     }
 }
 
@@ -423,12 +431,12 @@ mod tests {
         let (service, _news) = service();
         let held = service.hold(Instant::now(), 1).unwrap();
         assert_eq!(service.hold(Instant::now(), 1).err(), Some(Closed::Limit));
-        assert_eq!((service.traffic().held, service.metrics.held.get()), (1, 1));
+        assert_eq!((service.traffic().held, service.metrics().held.get()), (1, 1));
         held.reached();
         let forwarding = service.forward();
         assert_eq!(service.traffic(), Traffic { held: 0, forwarding: 1, accepted: 0 });
         drop(forwarding);
-        assert_eq!((service.traffic().forwarding, service.metrics.forwarding.get()), (0, 0));
+        assert_eq!((service.traffic().forwarding, service.metrics().forwarding.get()), (0, 0));
         assert!(service.hold(Instant::now(), 1).is_ok());
     }
 
@@ -441,7 +449,7 @@ mod tests {
         }
         let probe = service.hold(Instant::now(), 9).unwrap();
         assert_eq!(service.hold(Instant::now(), 9).err(), Some(Closed::Unavailable));
-        assert_eq!((service.breaker_open(), service.metrics.breaker_open.get()), (true, 1));
+        assert_eq!((service.breaker_open(), service.metrics().breaker_open.get()), (true, 1));
         assert_eq!(service.traffic().held, 1, "the operators are told that somebody waits");
         let port = PortView { targets: ["10.0.0.1:80".parse().unwrap()].into(), ..PortView::default() };
         service.set(View { ports: BTreeMap::from([(1, port)]), ..View::default() });
@@ -452,7 +460,25 @@ mod tests {
             service.hold(long_ago, 9).unwrap().failed();
         }
         service.hold(Instant::now(), 9).unwrap().reached();
-        assert_eq!((service.breaker_open(), service.metrics.breaker_open.get()), (false, 0));
+        assert_eq!((service.breaker_open(), service.metrics().breaker_open.get()), (false, 0));
+    }
+
+    #[test]
+    fn series_are_made_with_the_first_connection_and_never_again_once_the_service_is_gone() {
+        let registry = prometheus::Registry::new();
+        let metrics = Metrics::new(&registry).unwrap();
+        let told = || registry.gather().iter().filter(|family| !family.get_metric().is_empty()).count();
+        let idle = told();
+        let service = |name| Arc::new(Service::new("n", name, metrics.clone(), Board::default().news()));
+        let (used, unused) = (service("used"), service("unused"));
+        assert_eq!(told(), idle);
+        used.accept();
+        assert!(told() > idle, "zeros too, so that what rises can be seen");
+        for service in [used, unused] {
+            service.remove();
+            service.accept();
+        }
+        assert_eq!(told(), idle);
     }
 
     #[test]

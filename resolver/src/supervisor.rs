@@ -299,7 +299,7 @@ impl Supervisor {
             tracing::info!(namespace, service, mode, revision = state.revision, "changed");
         }
         if live.state.mode != state.mode {
-            live.service.metrics().switched(state.mode == Mode::Proxy);
+            live.service.switched(state.mode == Mode::Proxy);
         }
         live.state = state;
         live.probes = probes(live.probes.take(), &live.state);

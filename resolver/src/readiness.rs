@@ -1,4 +1,5 @@
-//! Whether starting pods are ready, asked faster than kubelet does: every 10 ms instead of every `periodSeconds`.
+//! Whether starting pods are ready, asked faster than kubelet does: every 10 ms instead of every `periodSeconds`, and every 2 ms
+//! while nobody listens yet.
 //!
 //! One task for each ElastiService that has had starting pods. Invariants: a pod is asked only while this resolver holds a
 //! connection for it and an operator names it; it counts as ready only when every probe has met its own thresholds, and for no
@@ -24,6 +25,13 @@ const PODS: usize = 16;
 
 /// The most questions that are open at once, over all Services.
 const QUESTIONS: usize = 256;
+
+/// While nobody listens the pause is this part of the usual one: then only kernels have work with it.
+const KNOCK_PART: u32 = 5;
+
+/// While nobody listens the pause grows to this part of the time that the pod has been asked for, up to the usual one, which it
+/// reaches after 5 s.
+const KNOCK_GROWTH: u32 = 500;
 
 /// The pause grows to this part of the time that the pod has been asked for: what a slow starter loses by it is nothing
 /// beside what it takes.
@@ -65,10 +73,12 @@ impl Asker {
         Some(AbortOnDropHandle::new(tokio::spawn(follow(self.clone(), Arc::clone(service)))))
     }
 
-    /// The pause between two questions, start to start.
-    fn pause(&self, asked_for: Duration, asking: u32) -> Duration {
+    /// The pause between two questions, start to start; `refused` says that nobody listened.
+    fn pause(&self, asked_for: Duration, asking: u32, refused: bool) -> Duration {
         let longest = PAUSE_MAX.max(self.interval);
-        let pause = (asked_for / PART).clamp(self.interval, longest);
+        let usual = (asked_for / PART).clamp(self.interval, longest);
+        let knock = (asked_for / KNOCK_GROWTH).max(self.interval / KNOCK_PART);
+        let pause = if refused { knock.min(usual) } else { usual };
         pause.saturating_mul(asking.div_ceil(FULL_SPEED).max(1))
     }
 }
@@ -136,34 +146,49 @@ impl Questions<'_> {
         let mut successes = 0;
         loop {
             let started = Instant::now();
-            let good = self.once(address, probe).await;
-            successes = if good { successes + 1 } else { 0 };
+            let answer = self.once(address, probe).await;
+            successes = if answer == Answer::Good { successes + 1 } else { 0 };
             if successes >= probe.successes {
                 return;
             }
-            let pause = if good { probe.period } else { self.pause() };
+            let pause = if answer == Answer::Good { probe.period } else { self.pause(answer == Answer::Refused) };
             sleep_until(started + pause).await;
         }
     }
 
     /// Asks once somebody waits for the answer.
-    async fn once(&self, address: std::net::IpAddr, probe: &Probe) -> bool {
+    async fn once(&self, address: std::net::IpAddr, probe: &Probe) -> Answer {
         while self.service.traffic().held == 0 {
             sleep(self.asker.interval).await;
         }
-        let Ok(_permit) = self.asker.questions.acquire().await else { return false };
+        let Ok(_permit) = self.asker.questions.acquire().await else { return Answer::Bad };
         let connect = CONNECT_MIN.max(self.since.elapsed() / CONNECT_PART).min(probe.timeout);
         let answered = exchange::ask(self.asker.dialer, address, &probe.action, connect);
         let answer = tokio::time::timeout(probe.timeout, answered).await.map_err(|_| exchange::Fault::Timeout);
-        let good = matches!(answer, Ok(Ok(())));
-        self.asker.metrics.probed(good);
-        good
+        let answer = match answer {
+            Ok(Ok(())) => Answer::Good,
+            Ok(Err(fault)) if fault.is_refused() => Answer::Refused,
+            Ok(Err(_)) | Err(_) => Answer::Bad,
+        };
+        self.asker.metrics.probed(answer == Answer::Good);
+        answer
     }
 
-    fn pause(&self) -> Duration {
+    fn pause(&self, refused: bool) -> Duration {
         let asking = self.service.views().borrow().asking;
-        self.asker.pause(self.since.elapsed(), asking)
+        self.asker.pause(self.since.elapsed(), asking, refused)
     }
+}
+
+/// What came of a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// The probe has succeeded.
+    Good,
+    /// Nobody listens.
+    Refused,
+    /// Anything else.
+    Bad,
 }
 
 #[cfg(test)]

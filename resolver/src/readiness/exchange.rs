@@ -56,6 +56,13 @@ pub(super) enum Fault {
     Unknown,
 }
 
+impl Fault {
+    /// Whether nobody listens: the pod's kernel has refused the connection, and its program knows nothing of it.
+    pub(super) fn is_refused(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+    }
+}
+
 /// Asks; ends well if the answer is good. A connection must stand within `connect`.
 pub(super) async fn ask(dialer: Dialer, ip: IpAddr, action: &ProbeAction, connect: Duration) -> Result<(), Fault> {
     let dial = |port| async move { dialer.connect(SocketAddr::new(ip, port), &[], connect).await };

@@ -164,11 +164,35 @@ async fn backends_that_the_operators_know_come_before_pods_that_start() {
 #[test]
 fn slow_starters_are_asked_less_often_and_so_are_pods_that_many_wait_for() {
     let (asker, millis) = (asker(), Duration::from_millis);
-    assert_eq!(asker.pause(millis(0), 1), millis(10));
-    assert_eq!(asker.pause(Duration::from_secs(10), 1), millis(10));
-    assert_eq!(asker.pause(Duration::from_mins(1), 1), millis(60));
-    assert_eq!(asker.pause(Duration::from_hours(1), 1), millis(250));
-    assert_eq!(asker.pause(millis(0), 0), millis(10), "an operator that does not say how many");
-    assert_eq!(asker.pause(millis(0), 4), millis(10));
-    assert_eq!(asker.pause(millis(0), 1024), millis(2560), "400 questions a second in all");
+    assert_eq!(asker.pause(millis(0), 1, false), millis(10));
+    assert_eq!(asker.pause(Duration::from_secs(10), 1, false), millis(10));
+    assert_eq!(asker.pause(Duration::from_mins(1), 1, false), millis(60));
+    assert_eq!(asker.pause(Duration::from_hours(1), 1, false), millis(250));
+    assert_eq!(asker.pause(millis(0), 0, false), millis(10), "an operator that does not say how many");
+    assert_eq!(asker.pause(millis(0), 4, false), millis(10));
+    assert_eq!(asker.pause(millis(0), 1024, false), millis(2560), "400 questions a second in all");
+}
+
+#[test]
+fn a_port_on_which_nobody_listens_is_asked_for_more_often_and_less_so_by_and_by() {
+    let (asker, millis) = (asker(), Duration::from_millis);
+    assert_eq!(asker.pause(millis(0), 1, true), millis(2));
+    assert_eq!(asker.pause(millis(1500), 1, true), millis(3));
+    assert_eq!(asker.pause(Duration::from_secs(5), 1, true), millis(10));
+    assert_eq!(asker.pause(Duration::from_mins(1), 1, true), millis(60), "no slower than an answer that is no success");
+    assert_eq!(asker.pause(millis(0), 1024, true), millis(512));
+}
+
+#[tokio::test]
+async fn a_pod_that_does_not_listen_yet_is_told_from_one_that_says_no() {
+    let (service, (port, _)) = (service(), server(1).await);
+    let _held = service.hold(std::time::Instant::now(), 9);
+    let asker = asker();
+    let questions = Questions { asker: &asker, service: &service, since: Instant::now() };
+    let local = std::net::IpAddr::from([127, 0, 0, 1]);
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    assert_eq!(questions.once(local, &http(closed)).await, Answer::Refused);
+    assert_eq!(questions.once(local, &probe(ProbeAction::Tcp { port: closed })).await, Answer::Refused);
+    assert_eq!(questions.once(local, &http(port)).await, Answer::Bad);
+    assert_eq!(questions.once(local, &http(port)).await, Answer::Good);
 }

@@ -9,7 +9,7 @@
 //!   what comes and has told what came before;
 //! - a wake needs no Lease: whatever is held wakes a target at zero;
 //! - only the Lease holder stops intercepting; any replica starts it for a target found at zero;
-//! - the status is written first: resolvers are told only what has been read back from it.
+//! - the status is written first: resolvers are told only what has been read back from it, and that a target is at zero.
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,7 @@
 //! What resolvers shall know of an ElastiService, from what is observed of it.
 //!
-//! Pure. The mode, the ports and the revision are those of the status as it was read back; [`crate::plan`] asks for the rest.
+//! Pure. The mode, the ports and the revision are those of the status as it was read back, but that a target at zero is
+//! intercepted at once: whoever scaled it by hand did not wait for us. [`crate::plan`] asks for the rest.
 
 use elasti_api::message::{Mode, PortState, ServiceState};
 
@@ -14,7 +15,9 @@ pub fn published(observed: &Observed<'_>) -> bool {
     observed.slices.iter().any(|slice| slice.service == *service && !slice.endpoints.is_empty())
 }
 
-/// What resolvers shall know, from the status as it was read back; `None` before the status says a mode and ports.
+/// What resolvers shall know, from the status as it was read back; `None` before the status says a mode and ports. That a
+/// target is at zero is told under the revision that holds: to write it first takes two answers of the API server, and the
+/// pods are about to end.
 pub(super) fn state(
     observed: &Observed<'_>,
     service: &ServiceObserved,
@@ -23,7 +26,9 @@ pub(super) fn state(
 ) -> Option<ServiceState> {
     let elasti = observed.elasti;
     let status = elasti.status.as_ref()?;
-    let mode = status.mode?;
+    let at_zero = observed.target.found().is_some_and(|target| target.spec_replicas == 0);
+    let written = status.mode?;
+    let mode = if at_zero { Mode::Proxy } else { written };
     let ports: Vec<PortState> = service
         .ports
         .iter()

@@ -72,3 +72,22 @@ fn a_resolver_that_does_not_redirect_in_time_is_left_to_the_slices() {
     world.pass(SETTINGS.kube_proxy_sync);
     assert!(scales_down(&world.settle()));
 }
+
+/// Its pods are about to end: what takes two answers of the API server comes too late for who connects meanwhile.
+#[test]
+fn a_target_scaled_to_zero_by_hand_is_intercepted_before_the_status_is_written() {
+    for leads in [true, false] {
+        let mut world = World::serving();
+        if !leads {
+            world.leading_since = None;
+        }
+        assert_eq!(published_mode(&world.plan()), Some((Mode::Serve, false)));
+        world.scale(0);
+        let plan = world.plan();
+        assert_eq!(published_mode(&plan), Some((Mode::Proxy, true)));
+        assert_eq!(world.status().mode, Some(Mode::Serve));
+        let Publish::State(state) = plan.publish else { unreachable!("it was published") };
+        assert_eq!(state.revision, world.status().revision);
+        assert!(plan.actions.iter().any(|action| matches!(action, Action::WriteStatus(_))), "it is written too");
+    }
+}

@@ -24,12 +24,14 @@ use crate::observed::{Observed, ResolverSlice, ServiceObserved, TargetState, Ver
 use crate::schedule;
 use crate::slices;
 
+use interception::{Interception, UNEXPLAINED_MAX};
 pub use state::published;
 use state::{closed, state};
 
 pub(crate) mod autoscaler;
 mod draining;
 mod ending;
+mod interception;
 mod starting;
 mod state;
 
@@ -84,6 +86,8 @@ pub struct Settings {
 pub struct Memory {
     /// Since when the target's `spec.replicas` has been above zero.
     awake_since: Option<Instant>,
+    /// The interception that the status tells of.
+    interception: Option<Interception>,
     /// When connections through resolvers were last seen to come or to be open.
     last_traffic: Option<Instant>,
     /// The count of accepted connections that `last_traffic` is about.
@@ -313,6 +317,10 @@ impl Planner<'_> {
         } else if self.memory.awake_since.is_none() {
             self.memory.awake_since = now;
         }
+        let intercepted = self.status().mode == Some(Mode::Proxy);
+        let explained = self.memory.descent.is_some() || !runs || !self.observed.target_ready();
+        self.memory.interception =
+            interception::note(self.memory.interception, intercepted, explained, self.now.instant);
         let accepted = self.observed.accepted();
         if accepted != self.memory.accepted || self.observed.waited_for() || self.observed.forwarding() > 0 {
             self.memory.last_traffic = now;
@@ -551,7 +559,19 @@ impl Planner<'_> {
             self.passed(Some(since), OUTCOME_PATIENCE);
             return Mode::Proxy;
         }
-        if self.memory.descent.is_some() || !self.observed.target_ready() { Mode::Proxy } else { Mode::Serve }
+        if self.memory.descent.is_some() || !self.observed.target_ready() {
+            return Mode::Proxy;
+        }
+        match self.memory.interception {
+            Some(Interception::Unexplained(since)) => {
+                if self.passed(Some(since), UNEXPLAINED_MAX) {
+                    Mode::Serve
+                } else {
+                    Mode::Proxy
+                }
+            }
+            Some(Interception::Explained) | None => Mode::Serve,
+        }
     }
 
     fn write_status(&mut self, mode: Mode) {

@@ -486,6 +486,7 @@ fn a_new_leader_starts_the_cooldown_afresh() {
     let mut world = World::descending();
     world.leading_since = Some(world.now().instant);
     world.memory = Memory::default();
+    world.settle();
     world.pass(Duration::from_secs(30));
     assert!(!scales_down(&world.settle()));
     assert_eq!(world.status().mode, Some(Mode::Serve), "and serves meanwhile");

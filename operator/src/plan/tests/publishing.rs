@@ -91,3 +91,22 @@ fn a_target_scaled_to_zero_by_hand_is_intercepted_before_the_status_is_written()
         assert!(plan.actions.iter().any(|action| matches!(action, Action::WriteStatus(_))), "it is written too");
     }
 }
+
+/// A regression: the leader, to whom the target's watch brought nothing for a tenth of a second, undid at once what another
+/// replica had begun, and clients reached pods that ended.
+#[test]
+fn interception_that_another_replica_began_is_not_undone_by_a_leader_who_sees_less() {
+    let mut world = World::serving();
+    world.acknowledge();
+    world.settle();
+    let status = world.elasti.status.as_mut().unwrap();
+    (status.mode, status.revision) = (Some(Mode::Proxy), 2);
+    world.settle();
+    assert_eq!(world.status().mode, Some(Mode::Proxy));
+    world.pass(UNEXPLAINED_MAX / 2);
+    world.settle();
+    assert_eq!(world.status().mode, Some(Mode::Proxy));
+    world.pass(UNEXPLAINED_MAX / 2);
+    world.settle();
+    assert_eq!(world.status().mode, Some(Mode::Serve), "the target runs after all");
+}

@@ -58,13 +58,16 @@ impl World {
         self.prometheus.say(Says::Idle);
         until("the target sleeps", async || (self.sandbox.replicas("web").await == 0).then_some(())).await;
         assert!(self.way.all_have_failed(), "what should fail has failed");
+        // The target is at zero before the way has heard so from the API server.
+        let carried_out = |done: &Done| done.path.ends_with(SCALE) && done.body.contains(r#""replicas":0"#);
+        until("the scale-down is answered", async || self.way.done().iter().any(carried_out).then_some(())).await;
         let done = self.way.done();
         let at = |what: &str, is: &dyn Fn(&Done) -> bool| {
             done.iter().position(is).unwrap_or_else(|| panic!("{what} is not among {done:#?}"))
         };
         let status = at("the status", &|done| done.path.ends_with(STATUS) && done.body.contains(r#""mode":"proxy""#));
         let slice = at("the slice", &|done| done.path.ends_with(&Self::slice()) && done.method == Method::PATCH);
-        let scale = at("the scale-down", &|done| done.path.ends_with(SCALE) && done.body.contains(r#""replicas":0"#));
+        let scale = at("the scale-down", &carried_out);
         assert!(status < slice && slice < scale, "intercepted, published, and only then scaled: {done:#?}");
         let scaled: Value = serde_json::from_str(&done[scale].body).unwrap();
         assert!(scaled["metadata"]["resourceVersion"].is_string(), "nobody else's change is overwritten");

@@ -98,20 +98,26 @@ enum Level {
     Cycles,
 }
 
-/// Runs the tests.
+/// Runs the tests: every level, also after one that failed, and says at the end what failed in which.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let all = [Level::Unit, Level::Netns, Level::Api, Level::Cluster, Level::Cycles];
+    let mut failed = Vec::new();
     for level in args.only.map_or(all.to_vec(), |only| vec![only]) {
-        eprintln!("== tests: {}", format!("{level:?}").to_lowercase());
-        match level {
-            Level::Unit => unit(args)?,
-            Level::Netns => netns(args)?,
-            Level::Api => api(args)?,
-            Level::Cluster => cluster(args)?,
-            Level::Cycles => cycles::run(args)?,
+        let name = format!("{level:?}").to_lowercase();
+        eprintln!("== tests: {name}");
+        let result = match level {
+            Level::Unit => unit(args),
+            Level::Netns => netns(args),
+            Level::Api => api(args),
+            Level::Cluster => cluster(args),
+            Level::Cycles => cycles::run(args),
+        };
+        if let Err(error) = result {
+            eprintln!("== tests: {name} failed");
+            failed.push(format!("{name}: {error:#}"));
         }
     }
-    Ok(())
+    if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("\n")) }
 }
 
 fn unit(args: &Args) -> Result<()> {
@@ -141,12 +147,13 @@ fn api(args: &Args) -> Result<()> {
         // Resolvers listen on interception ports here, so outgoing connections keep clear of them as in a resolver's pod.
         let mut ports = cluster.command_in_node(1, "sysctl")?;
         process::run(ports.args(["-q", "-w", "net.ipv4.ip_local_port_range=1024 19999"]))?;
+        let mut outcome = Outcome::default();
         for test in tests {
             let mut command = cluster.command_in_node(1, test)?;
             command.env("KUBECONFIG", cluster.kubeconfig()).env("PROMTOOL", &promtool);
-            process::run(command.args(&args.filter))?;
+            outcome.run(command.args(&args.filter))?;
         }
-        Ok(())
+        outcome.passed().map(drop)
     })
 }
 
@@ -164,11 +171,7 @@ fn cluster(args: &Args) -> Result<()> {
             command.env("ELASTI_NODES", format!("{},{}", cluster.netns(1)?, cluster.netns(2)?));
             outcome.run(&mut command)?;
         }
-        let Outcome { passed, failed, said } = outcome;
-        if !failed.is_empty() {
-            // Once more at the end, where a long output is read first.
-            bail!("{} failed, {} passed\n{}", failed.join(", "), passed.len(), said.join("\n"));
-        }
+        let passed = outcome.passed()?;
         let missing: Vec<_> = REQUIRED.iter().filter(|name| !passed.iter().any(|passed| passed == *name)).collect();
         if args.filter.is_none() && !missing.is_empty() {
             bail!("these tests must run and pass, and did not: {missing:?}");
@@ -256,6 +259,16 @@ impl Outcome {
             bail!("{command:?} failed: {status}");
         }
         Ok(())
+    }
+
+    /// The names of the tests, all of which passed; else says once more, at the end where a long output is read first, which
+    /// failed and why.
+    fn passed(self) -> Result<Vec<String>> {
+        let Self { passed, failed, said } = self;
+        if !failed.is_empty() {
+            bail!("{} failed, {} passed\n{}", failed.join(", "), passed.len(), said.join("\n"));
+        }
+        Ok(passed)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Every metric of the resolver. The registry is passed in; label values go away with their Service.
 
+use std::sync::OnceLock;
+
 use prometheus::core::Collector;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -219,6 +221,8 @@ impl Metrics {
             breaker_open: self.breaker.with_label_values(&labels),
             all: self.clone(),
             labels: labels.map(str::to_owned),
+            queue_wait: OnceLock::new(),
+            answered: Default::default(),
             forwarding: self.forwarding.with_label_values(&labels),
             accepted: self.accepted.with_label_values(&labels),
             requests: self.requests.with_label_values(&labels),
@@ -228,8 +232,7 @@ impl Metrics {
         }
     }
 
-    /// Forgets a Service that is gone. Connections that still end count for nothing.
-    pub fn forget(&self, namespace: &str, service: &str) {
+    fn forget(&self, namespace: &str, service: &str) {
         let labels = [namespace, service];
         // Absent labels are what is wanted.
         drop(self.held.remove_label_values(&labels));
@@ -289,7 +292,10 @@ pub struct ServiceMetrics {
     pub bytes: IntCounter,
     closed: [IntCounter; Closed::ALL.len()],
     queued: IntGauge,
-    /// For what comes into being only when it is counted: most Services wait for nothing most of the time.
+    /// What comes into being only when it is counted: most Services wait for nothing most of the time.
+    queue_wait: OnceLock<Histogram>,
+    /// By [`STATUSES`].
+    answered: [OnceLock<Histogram>; STATUSES.len()],
     all: Metrics,
     /// Namespace and name.
     labels: [String; 2],
@@ -306,15 +312,34 @@ impl ServiceMetrics {
     pub fn waited(&self, seconds: f64) {
         self.held.dec();
         self.queued.dec();
-        self.all.queue_wait.with_label_values(&self.labels).observe(seconds);
+        self.queue_wait().observe(seconds);
+    }
+
+    fn queue_wait(&self) -> &Histogram {
+        self.queue_wait.get_or_init(|| self.all.queue_wait.with_label_values(&self.labels))
     }
 
     /// The head of an answer with this status is there, so many seconds after the request.
     pub fn answered(&self, status: http::StatusCode, seconds: f64) {
-        let class = usize::from(status.as_u16() / 100);
-        let status = class.checked_sub(1).and_then(|class| STATUSES.get(class)).copied().unwrap_or("5xx");
+        let class = usize::from(status.as_u16() / 100).clamp(1, STATUSES.len());
+        self.of_status(class - 1).observe(seconds);
+    }
+
+    fn of_status(&self, class: usize) -> &Histogram {
         let [namespace, service] = &self.labels;
-        self.all.answered.with_label_values(&[namespace.as_str(), service, status]).observe(seconds);
+        let labels = [namespace.as_str(), service, STATUSES[class]];
+        self.answered[class].get_or_init(|| self.all.answered.with_label_values(&labels))
+    }
+
+    /// Forgets a Service that is gone. Connections that still end count for nothing: every series is made before it is
+    /// removed, so none is made after.
+    pub fn forget(&self) {
+        let _made = self.queue_wait();
+        for class in 0..STATUSES.len() {
+            let _made = self.of_status(class);
+        }
+        let [namespace, service] = &self.labels;
+        self.all.forget(namespace, service);
     }
 
     /// Counts a connection that never reached the target.

@@ -203,9 +203,7 @@ impl Service {
     /// The ElastiService is gone: held connections are closed, forwarded ones end by themselves.
     pub fn remove(&self) {
         self.set(View::default());
-        // Made first, if need be: a connection that comes late must not make them anew.
-        let _made = self.metrics();
-        self.all_metrics.forget(&self.namespace, &self.name);
+        self.metrics().forget();
     }
 
     /// The traffic at this moment.
@@ -477,6 +475,9 @@ mod tests {
         for service in [used, unused] {
             service.remove();
             service.accept();
+            service.metrics().waits();
+            service.metrics().waited(0.1);
+            service.metrics().answered(http::StatusCode::OK, 0.1);
         }
         assert_eq!(told(), idle);
     }

@@ -127,6 +127,7 @@ pub async fn build(config: Config, client: Client, levels: Levels) -> anyhow::Re
             kube_proxy_sync: config.kube_proxy_sync,
             polling_interval: config.polling_interval,
             max_slice_endpoints: config.max_slice_endpoints,
+            hold: config.hold,
         },
         metrics: Arc::new(metrics.clone()),
         tasks: work.clone(),

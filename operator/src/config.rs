@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use clap::Parser;
+use elasti_api::message::HoldPolicy;
 use elasti_api::names;
 use elasti_api::v1alpha1::duration;
 use elasti_runtime::config::Faults;
@@ -13,7 +14,7 @@ use elasti_runtime::telemetry::{Format, Level};
 ///
 /// Every flag can be given as environment variable too: `--operator-port` is `ELASTI_OPERATOR_PORT`. Names of `KubeElasti`
 /// without that prefix are kept: `KUBERNETES_CLUSTER_DOMAIN`, `POLLING_INTERVAL`,
-/// `WATCH_NAMESPACES` and `PROMETHEUS_TRIGGER_*`.
+/// `WATCH_NAMESPACES`, `PROMETHEUS_TRIGGER_*`, and of its resolver `REQ_TIMEOUT`, `QUEUE_SIZE` and `MAX_QUEUE_CONCURRENCY`.
 #[derive(Parser)]
 #[command(name = names::OPERATOR, version)]
 pub struct Arguments {
@@ -61,6 +62,16 @@ pub struct Arguments {
     /// default) and as long again for the sync itself.
     #[arg(long, default_value = "2s")]
     kube_proxy_sync: String,
+    /// How long a connection is held where its ElastiService does not say: seconds, or a duration such as 10m.
+    #[arg(long, env = "REQ_TIMEOUT", default_value = "10m")]
+    req_timeout: String,
+    /// How many connections one resolver holds for a Service whose ElastiService does not say.
+    #[arg(long, env = "QUEUE_SIZE", default_value_t = HoldPolicy::DEFAULT.max_connections.to_string())]
+    queue_size: String,
+    /// How many connections, or requests of HTTP, one resolver has open to a ready pod at once where the ElastiService does
+    /// not say; as spec.hold.concurrency says if empty.
+    #[arg(long, env = "MAX_QUEUE_CONCURRENCY", default_value = "")]
+    max_queue_concurrency: String,
     /// The most resolvers in one EndpointSlice, unless a Local traffic policy needs all.
     #[arg(long, default_value = "16")]
     max_slice_endpoints: String,
@@ -117,6 +128,8 @@ pub struct Config {
     pub polling_interval: Duration,
     /// How long kube-proxy may take.
     pub kube_proxy_sync: Duration,
+    /// How connections are held where an ElastiService does not say.
+    pub hold: HoldPolicy,
     /// The most resolvers in one slice; at least 1.
     pub max_slice_endpoints: usize,
     /// Prometheus for triggers that name no server.
@@ -128,6 +141,9 @@ pub struct Config {
     /// What is logged.
     pub log_level: Level,
 }
+
+/// The longest that a connection may be held.
+const HOLD_TIMEOUT_MAX: Duration = Duration::from_hours(24);
 
 /// Most addresses that Kubernetes allows in one EndpointSlice.
 const SLICE_ENDPOINTS_MAX: usize = 1000;
@@ -154,6 +170,7 @@ impl Config {
             lease_name: faults.required("--lease-name", &arguments.lease_name),
             polling_interval: time("--polling-interval", &arguments.polling_interval, &mut faults),
             kube_proxy_sync: time("--kube-proxy-sync", &arguments.kube_proxy_sync, &mut faults),
+            hold: hold(arguments, &mut faults),
             max_slice_endpoints: max_slice_endpoints(&arguments.max_slice_endpoints, &mut faults),
             prometheus_server_address: server_address(&arguments.prometheus_trigger_server_address, &mut faults),
             prometheus_authorization: Secret(arguments.prometheus_trigger_authorization_header.trim().to_owned()),
@@ -201,6 +218,35 @@ fn time(flag: &str, text: &str, faults: &mut Faults) -> Duration {
         faults.add(flag, format_args!("'{text}' must be a duration above zero, such as 30s or 1m30s"));
         Duration::default()
     })
+}
+
+/// Bounded as the same fields of an ElastiService are.
+fn hold(arguments: &Arguments, faults: &mut Faults) -> HoldPolicy {
+    const TIMEOUT: &str = "--req-timeout";
+    let text = arguments.req_timeout.trim();
+    let timeout = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => time(TIMEOUT, text, faults),
+    };
+    if timeout.is_zero() || timeout > HOLD_TIMEOUT_MAX {
+        faults.add(TIMEOUT, format_args!("'{text}' must be above zero and at most 24h"));
+    }
+    let mut number = |flag, text: &str, most: u32| {
+        let number = faults.parse(flag, text).unwrap_or(1);
+        if !(1..=most).contains(&number) {
+            faults.add(flag, format_args!("{number} must be 1 to {most}"));
+        }
+        number
+    };
+    HoldPolicy {
+        timeout,
+        max_connections: number("--queue-size", &arguments.queue_size, 1_000_000),
+        concurrency: match arguments.max_queue_concurrency.trim() {
+            "" => None,
+            text => Some(number("--max-queue-concurrency", text, 100_000)),
+        },
+        ..HoldPolicy::DEFAULT
+    }
 }
 
 fn max_slice_endpoints(text: &str, faults: &mut Faults) -> usize {

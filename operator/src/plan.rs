@@ -25,6 +25,7 @@ use crate::schedule;
 use crate::slices;
 
 use interception::{Interception, UNEXPLAINED_MAX};
+pub use settings::Settings;
 pub use state::published;
 use state::{closed, state};
 
@@ -32,6 +33,7 @@ pub(crate) mod autoscaler;
 mod draining;
 mod ending;
 mod interception;
+mod settings;
 mod starting;
 mod state;
 
@@ -68,17 +70,6 @@ pub struct Now {
     pub instant: Instant,
     /// For what is written into objects and compared with schedules.
     pub timestamp: Timestamp,
-}
-
-/// What the operator is set to.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// How long kube-proxy may take to act upon a changed slice.
-    pub kube_proxy_sync: Duration,
-    /// How often triggers are asked.
-    pub polling_interval: Duration,
-    /// The most resolvers in a slice, unless a `Local` traffic policy needs all.
-    pub max_slice_endpoints: usize,
 }
 
 /// What one replica remembers of an ElastiService from plan to plan. Losing it is safe: cooldowns start afresh.
@@ -356,7 +347,7 @@ impl Planner<'_> {
             let current = self.status().mode;
             self.write_status(if self.leads() { Mode::Serve } else { current.unwrap_or(Mode::Serve) });
             // Not a removal, which is final: the Service may come again.
-            return closed(self.observed).map_or(Publish::Keep, |state| Publish::State(Box::new(state)));
+            return closed(self.observed, self.settings).map_or(Publish::Keep, |state| Publish::State(Box::new(state)));
         };
         self.diagnose();
         if self.leads() {
@@ -370,7 +361,8 @@ impl Planner<'_> {
         self.keep_slices(&service);
         let draining = self.draining();
         let starting = self.starting(&service);
-        let Some(mut state) = state(self.observed, &service, &draining, self.holding()) else { return Publish::Keep };
+        let state = state(self.observed, &service, &draining, self.holding(), self.settings);
+        let Some(mut state) = state else { return Publish::Keep };
         state.asking = if starting.is_empty() { 0 } else { self.asking() };
         state.starting = starting;
         Publish::State(Box::new(state))

@@ -138,7 +138,7 @@ pub async fn build(config: Config, redirection: Redirection, levels: Levels) -> 
     };
     let proxy_listener = listener::bind(config.proxy_port)
         .with_context(|| format!("cannot listen on the proxy port {}", config.proxy_port))?;
-    let server = Server::bind_any(config.admin_port).await.context("admin server")?;
+    let server = Server::bind_any(config.resolver_port).await.context("admin server")?;
     let routes = Routes::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"), registry, readiness.clone(), levels)?;
     Ok(Bound {
         admin: server.address(),

@@ -39,7 +39,7 @@ pub struct Arguments {
     pod_ips: String,
     /// Port for probes, metrics and the log level.
     #[arg(long, default_value_t = names::RESOLVER_PORT.to_string())]
-    admin_port: String,
+    resolver_port: String,
     /// Port for HTTP requests that name a Service of an ElastiService by their host.
     #[arg(long, default_value_t = names::RESOLVER_PROXY_PORT.to_string())]
     resolver_proxy_port: String,
@@ -91,7 +91,7 @@ pub struct Config {
     /// Addresses of this pod, one per family at most.
     pub pod_ips: Vec<IpAddr>,
     /// Port for probes and metrics; 0 for any.
-    pub admin_port: u16,
+    pub resolver_port: u16,
     /// Port for HTTP requests that name a Service; 0 for any.
     pub proxy_port: u16,
     /// Header by which they name it.
@@ -131,7 +131,7 @@ impl Config {
             pod: faults.required("--pod", &arguments.pod),
             node: faults.required("--node", &arguments.node),
             pod_ips: pod_ips(&arguments.pod_ips, &mut faults),
-            admin_port: faults.parse("--admin-port", &arguments.admin_port).unwrap_or_default(),
+            resolver_port: faults.parse("--resolver-port", &arguments.resolver_port).unwrap_or_default(),
             proxy_port: faults.parse("--resolver-proxy-port", &arguments.resolver_proxy_port).unwrap_or_default(),
             header_for_host: match arguments.header_for_host.trim() {
                 "" => None,
@@ -221,7 +221,7 @@ mod tests {
     fn the_defaults_are_those_of_the_installation() {
         let config = config(&["--pod=p", "--node=n", "--pod-ips=10.244.0.3,fd00::3"]).unwrap();
         assert_eq!((&*config.operator_host, config.operator_port), ("elasti-operator-stream.elasti.svc", 8014));
-        assert_eq!((config.admin_port, config.ebpf, config.cgroup), (8013, true, "/host-cgroup".into()));
+        assert_eq!((config.resolver_port, config.ebpf, config.cgroup), (8013, true, "/host-cgroup".into()));
         assert_eq!(config.drain_timeout, HoldPolicy::default().timeout, "a held connection outlives a rollout");
         assert_eq!(config.pod_ips.len(), 2);
         assert_eq!(config.probers[0], "kubelet");
@@ -233,7 +233,7 @@ mod tests {
             "--operator=x",
             "--pod-ips=10.0.0.1,10.0.0.2",
             "--ebpf=on",
-            "--admin-port=-1",
+            "--resolver-port=-1",
             "--log-format=xml",
             "--probe-interval=10s",
         ];
@@ -244,7 +244,7 @@ mod tests {
             "--node",
             "--pod-ips",
             "--ebpf",
-            "--admin-port",
+            "--resolver-port",
             "--log-format",
             "--probe-interval",
         ] {

@@ -243,12 +243,12 @@ fn services_lead_to_the_ports_that_the_programs_listen_on() {
     assert_eq!(stream["spec"]["clusterIP"], "None", "its name resolves to every replica");
     let (operator, resolver) = (operator_config(), resolver_config());
     assert_eq!((operator.port, operator.stream_port), (names::OPERATOR_PORT, names::OPERATOR_STREAM_PORT));
-    assert_eq!((resolver.admin_port, resolver.proxy_port), (names::RESOLVER_PORT, names::RESOLVER_PROXY_PORT));
+    assert_eq!((resolver.resolver_port, resolver.proxy_port), (names::RESOLVER_PORT, names::RESOLVER_PROXY_PORT));
 }
 
 #[test]
 fn probes_and_scrapers_ask_where_the_answer_is() {
-    let (health, scraped) = (operator_config().health_port, [operator_config().port, resolver_config().admin_port]);
+    let (health, scraped) = (operator_config().health_port, [operator_config().port, resolver_config().resolver_port]);
     assert_eq!(health, names::OPERATOR_HEALTH_PORT);
     for ((pod, port), scraped) in [(operator(), health), (resolver(), names::RESOLVER_PORT)].into_iter().zip(scraped) {
         let container = &pod["spec"]["containers"][0];

@@ -247,10 +247,15 @@ pub struct HoldPolicy {
 /// connections for each (`worker_connections`), Apache 150 workers and 511 in the queue, and two nodes come at once.
 pub const HTTP_CONCURRENCY: u32 = 250;
 
-impl Default for HoldPolicy {
+impl HoldPolicy {
     /// Ten minutes, as KubeElasti holds, and 10,000 connections, as Knative's activator queues for a revision.
+    pub const DEFAULT: Self =
+        Self { timeout: Duration::from_mins(10), max_connections: 10_000, max_buffered_bytes: None, concurrency: None };
+}
+
+impl Default for HoldPolicy {
     fn default() -> Self {
-        Self { timeout: Duration::from_mins(10), max_connections: 10_000, max_buffered_bytes: None, concurrency: None }
+        Self::DEFAULT
     }
 }
 

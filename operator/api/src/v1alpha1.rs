@@ -413,15 +413,15 @@ impl ElastiServiceSpec {
         Duration::from_secs(seconds.into())
     }
 
-    /// How connections are held. A timeout that admission let through but that does not parse counts as absent.
-    pub fn hold_policy(&self) -> HoldPolicy {
-        let default = HoldPolicy::default();
+    /// How connections are held; `default` says what the spec does not. A timeout that admission let through but that
+    /// does not parse counts as absent.
+    pub fn hold_policy(&self, default: HoldPolicy) -> HoldPolicy {
         let Some(hold) = &self.hold else { return default };
         HoldPolicy {
             timeout: hold.timeout.as_deref().and_then(duration).unwrap_or(default.timeout),
             max_connections: hold.max_connections.unwrap_or(default.max_connections),
-            max_buffered_bytes: hold.max_buffered_bytes,
-            concurrency: hold.concurrency,
+            max_buffered_bytes: hold.max_buffered_bytes.or(default.max_buffered_bytes),
+            concurrency: hold.concurrency.or(default.concurrency),
         }
     }
 }
@@ -497,7 +497,7 @@ mod tests {
         let spec = parse(minimal());
         assert_eq!((spec.min_target_replicas, spec.cooldown()), (1, Duration::from_mins(15)));
         assert_eq!(spec.scale_target_ref.kind(), "Deployment");
-        assert_eq!(spec.hold_policy(), HoldPolicy::default());
+        assert_eq!(spec.hold_policy(HoldPolicy::default()), HoldPolicy::default());
         let mut zero = minimal();
         zero["cooldownPeriod"] = 0.into();
         assert_eq!(parse(zero).cooldown(), Duration::from_mins(15));
@@ -507,8 +507,10 @@ mod tests {
     fn hold_is_read_as_kubernetes_writes_durations() {
         let mut spec = minimal();
         spec["hold"] = serde_json::json!({"timeout": "1m30s", "maxConnections": 5});
-        let policy = parse(spec).hold_policy();
+        let default = HoldPolicy { concurrency: Some(7), ..HoldPolicy::default() };
+        let policy = parse(spec).hold_policy(default);
         assert_eq!((policy.timeout, policy.max_connections), (Duration::from_secs(90), 5));
+        assert_eq!(policy.concurrency, Some(7), "what is not said is as the operator is set");
         assert_eq!((duration("-1s"), duration("soon"), duration("0s")), (None, None, None));
     }
 

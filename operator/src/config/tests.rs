@@ -35,6 +35,15 @@ fn namespaces_are_all_unless_they_are_named() {
 }
 
 #[test]
+fn what_an_elasti_service_does_not_say_of_holding_can_be_set_for_all() {
+    assert_eq!(config(&["--pod-name=p"]).unwrap().hold, HoldPolicy::DEFAULT);
+    let of_kubeelasti = ["--pod-name=p", "--req-timeout=30", "--queue-size=500", "--max-queue-concurrency=20"];
+    let hold = config(&of_kubeelasti).unwrap().hold;
+    assert_eq!((hold.timeout.as_secs(), hold.max_connections, hold.concurrency), (30, 500, Some(20)));
+    assert_eq!(config(&["--pod-name=p", "--req-timeout=1m30s"]).unwrap().hold.timeout.as_secs(), 90);
+}
+
+#[test]
 fn every_fault_is_told_at_once() {
     let told = config(&[
         "--operator-port=70000",
@@ -46,6 +55,9 @@ fn every_fault_is_told_at_once() {
         "--prometheus-trigger-server-address=prometheus:9090",
         "--log-format=xml",
         "--watch-namespaces=shop,Web",
+        "--req-timeout=25h",
+        "--queue-size=0",
+        "--max-queue-concurrency=x",
     ])
     .unwrap_err()
     .to_string();
@@ -60,6 +72,9 @@ fn every_fault_is_told_at_once() {
         "--prometheus-trigger-server-address",
         "--log-format",
         "--watch-namespaces: 'Web'",
+        "--req-timeout",
+        "--queue-size",
+        "--max-queue-concurrency",
     ] {
         assert!(told.contains(flag), "{flag} in {told}");
     }

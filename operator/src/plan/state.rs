@@ -5,7 +5,7 @@
 
 use elasti_api::message::{Mode, PortState, ServiceState};
 
-use super::draining;
+use super::{Settings, draining};
 use crate::observed::{DrainingEndpoint, Observed, ServiceObserved};
 use crate::{probes, protocol};
 
@@ -23,6 +23,7 @@ pub(super) fn state(
     service: &ServiceObserved,
     draining: &[&DrainingEndpoint],
     holding: bool,
+    settings: &Settings,
 ) -> Option<ServiceState> {
     let elasti = observed.elasti;
     let status = elasti.status.as_ref()?;
@@ -63,7 +64,7 @@ pub(super) fn state(
         draining_pods: draining::pods(draining),
         starting: Vec::new(),
         asking: 0,
-        hold: elasti.spec.hold_policy(),
+        hold: elasti.spec.hold_policy(settings.hold),
         probes: probes::rules(&elasti.spec),
         tracking: None,
     })
@@ -71,7 +72,7 @@ pub(super) fn state(
 
 /// The state of an ElastiService whose Service cannot be intercepted any more: no port, so every listener closes; `None`
 /// when resolvers have never been told of one.
-pub(super) fn closed(observed: &Observed<'_>) -> Option<ServiceState> {
+pub(super) fn closed(observed: &Observed<'_>, settings: &Settings) -> Option<ServiceState> {
     let status = observed.elasti.status.as_ref().filter(|status| !status.ports.is_empty())?;
     let metadata = &observed.elasti.metadata;
     Some(ServiceState {
@@ -89,7 +90,7 @@ pub(super) fn closed(observed: &Observed<'_>) -> Option<ServiceState> {
         draining_pods: Vec::new(),
         starting: Vec::new(),
         asking: 0,
-        hold: observed.elasti.spec.hold_policy(),
+        hold: observed.elasti.spec.hold_policy(settings.hold),
         probes: Vec::new(),
         tracking: None,
     })

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use elasti_api::message::HoldPolicy;
 use elasti_api::v1alpha1::{ElastiService, InterceptedPort, ScaleTrigger};
 
 use super::*;
@@ -21,6 +22,7 @@ const SETTINGS: Settings = Settings {
     kube_proxy_sync: Duration::from_secs(2),
     polling_interval: Duration::from_secs(30),
     max_slice_endpoints: 32,
+    hold: HoldPolicy::DEFAULT,
 };
 
 /// A Service's world: what is observed of it changes as actions are applied and time passes.

@@ -64,7 +64,7 @@ pub fn flags(operator: &Operator, identity: &Identity) -> [String; 8] {
         "--pod=resolver-0".to_owned(),
         "--node=node-0".to_owned(),
         "--pod-ips=127.0.0.1".to_owned(),
-        "--admin-port=0".to_owned(),
+        "--resolver-port=0".to_owned(),
         "--resolver-proxy-port=0".to_owned(),
     ]
 }

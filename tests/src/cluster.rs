@@ -294,7 +294,8 @@ impl Target {
         })
     }
 
-    fn service(&self) -> Value {
+    /// Its Service, of type NodePort.
+    pub fn service(&self) -> Value {
         let ports: Vec<Value> =
             self.ports.iter().map(|port| json!({"name": format!("p{port}"), "port": port})).collect();
         json!({

@@ -8,13 +8,14 @@ use elasti_api::message::HoldPolicy;
 use elasti_api::names;
 use elasti_api::v1alpha1::duration;
 use elasti_runtime::config::Faults;
+use elasti_runtime::reporting::Reporting;
 use elasti_runtime::telemetry::{Format, Level};
 
 /// Puts idle targets to sleep, wakes them, and tells the resolvers.
 ///
 /// Every flag can be given as environment variable too: `--operator-port` is `ELASTI_OPERATOR_PORT`. Names of `KubeElasti`
 /// without that prefix are kept: `KUBERNETES_CLUSTER_DOMAIN`, `POLLING_INTERVAL`,
-/// `WATCH_NAMESPACES`, `PROMETHEUS_TRIGGER_*`, and of its resolver `REQ_TIMEOUT`, `QUEUE_SIZE` and `MAX_QUEUE_CONCURRENCY`.
+/// `WATCH_NAMESPACES`, `SENTRY_*`, `PROMETHEUS_TRIGGER_*`, and of its resolver `REQ_TIMEOUT`, `QUEUE_SIZE` and `MAX_QUEUE_CONCURRENCY`.
 #[derive(Parser)]
 #[command(name = names::OPERATOR, version)]
 pub struct Arguments {
@@ -81,6 +82,12 @@ pub struct Arguments {
     /// Authorization header for that server. Better given by environment: other users of the node can see flags.
     #[arg(long, env = "PROMETHEUS_TRIGGER_AUTHORIZATION_HEADER", default_value = "", hide_env_values = true)]
     prometheus_trigger_authorization_header: String,
+    /// Sentry server that errors are told, as its DSN; none if empty. Better given by environment: it holds a key.
+    #[arg(long, env = "SENTRY_DSN", default_value = "", hide_env_values = true)]
+    sentry_dsn: String,
+    /// Environment that these errors are told to come from.
+    #[arg(long, env = "SENTRY_ENVIRONMENT", default_value = "")]
+    sentry_environment: String,
     /// Log lines: text or json.
     #[arg(long, default_value = "text")]
     log_format: String,
@@ -136,6 +143,8 @@ pub struct Config {
     pub prometheus_server_address: Option<String>,
     /// Authorization header for that server.
     pub prometheus_authorization: Secret,
+    /// Who is told of errors.
+    pub reporting: Option<Reporting>,
     /// How log lines look.
     pub log_format: Format,
     /// What is logged.
@@ -174,6 +183,11 @@ impl Config {
             max_slice_endpoints: max_slice_endpoints(&arguments.max_slice_endpoints, &mut faults),
             prometheus_server_address: server_address(&arguments.prometheus_trigger_server_address, &mut faults),
             prometheus_authorization: Secret(arguments.prometheus_trigger_authorization_header.trim().to_owned()),
+            reporting: Reporting::new(&arguments.sentry_dsn, &arguments.sentry_environment).unwrap_or_else(|error| {
+                // The value is not told: it may hold a key.
+                faults.add("--sentry-dsn", error);
+                None
+            }),
             log_format: faults.parse("--log-format", &arguments.log_format).unwrap_or(Format::Text),
             log_level: faults.parse("--log-level", &arguments.log_level).unwrap_or_default(),
             namespace,

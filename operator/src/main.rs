@@ -30,8 +30,10 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn run(config: Config) -> anyhow::Result<()> {
+    let version = env!("CARGO_PKG_VERSION");
+    let _reporting = config.reporting.as_ref().map(|reporting| reporting.begin(env!("CARGO_PKG_NAME"), version));
     let levels: Levels = telemetry::init(config.log_format, &config.log_level)?;
-    tracing::info!(?config, version = env!("CARGO_PKG_VERSION"), "configuration");
+    tracing::info!(?config, version, "configuration");
     limits::raise_open_files();
     let shutdown = shutdown::on_signal()?;
     let bound = app::build(config, app::client().await?, levels).await?;

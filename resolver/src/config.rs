@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 use elasti_api::names;
 use elasti_runtime::config::Faults;
+use elasti_runtime::reporting::Reporting;
 use elasti_runtime::telemetry::{Format, Level};
 use http::HeaderName;
 
@@ -16,7 +17,7 @@ use crate::fallback::Patience;
 /// Holds connections to Services whose target is down, and forwards them when it is up.
 ///
 /// Every flag can be given as environment variable too: `--pod-ips` is `ELASTI_POD_IPS`.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(name = names::RESOLVER, version)]
 pub struct Arguments {
     /// Operators' stream, as host:port. The host must resolve to every replica, and be named in their certificate.
@@ -65,6 +66,12 @@ pub struct Arguments {
     /// alone asks.
     #[arg(long, default_value = "10")]
     probe_interval: String,
+    /// Sentry server that errors are told, as its DSN; none if empty. Better given by environment: it holds a key.
+    #[arg(long, env = "SENTRY_DSN", default_value = "", hide_env_values = true)]
+    sentry_dsn: String,
+    /// Environment that these errors are told to come from.
+    #[arg(long, env = "SENTRY_ENVIRONMENT", default_value = "")]
+    sentry_environment: String,
     /// Log lines: text or json.
     #[arg(long, default_value = "text")]
     log_format: String,
@@ -108,6 +115,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// The time between two questions to a starting pod; zero: it is not asked.
     pub probe_interval: Duration,
+    /// Who is told of errors.
+    pub reporting: Option<Reporting>,
     /// How log lines look.
     pub log_format: Format,
     /// What is logged.
@@ -152,6 +161,11 @@ impl Config {
                 faults.parse::<u32>("--drain-timeout", &arguments.drain_timeout).unwrap_or_default().min(86_400).into(),
             ),
             probe_interval: probe_interval(&arguments.probe_interval, &mut faults),
+            reporting: Reporting::new(&arguments.sentry_dsn, &arguments.sentry_environment).unwrap_or_else(|error| {
+                // The value is not told: it may hold a key.
+                faults.add("--sentry-dsn", error);
+                None
+            }),
             log_format: faults.parse("--log-format", &arguments.log_format).unwrap_or(Format::Text),
             log_level: faults.parse("--log-level", &arguments.log_level).unwrap_or_default(),
             patience: Patience::default(),

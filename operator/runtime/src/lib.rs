@@ -7,5 +7,6 @@ pub mod admin;
 pub mod config;
 pub mod http;
 pub mod limits;
+pub mod reporting;
 pub mod shutdown;
 pub mod telemetry;

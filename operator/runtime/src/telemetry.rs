@@ -7,6 +7,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
+use crate::reporting;
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -62,14 +64,15 @@ impl Levels {
     }
 }
 
-/// A subscriber that is not installed yet; tests use it by itself.
+/// A subscriber that is not installed yet; tests use it by itself. Its errors go to Sentry while
+/// [`crate::reporting::Reporting::begin`] is in force.
 pub fn subscriber(format: Format, level: &Level) -> (impl tracing::Subscriber + Send + Sync + use<>, Levels) {
     let (filter, handle) = reload::Layer::new(EnvFilter::new(&level.0));
     let lines = match format {
         Format::Text => fmt::layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).boxed(),
         Format::Json => fmt::layer().json().flatten_event(true).with_writer(io::stderr).boxed(),
     };
-    (Registry::default().with(filter).with(lines), Levels(handle))
+    (Registry::default().with(filter).with(lines).with(reporting::layer()), Levels(handle))
 }
 
 /// Logs the program's events from now on. Fails when logs are set up already.

@@ -58,6 +58,7 @@ fn every_fault_is_told_at_once() {
         "--req-timeout=25h",
         "--queue-size=0",
         "--max-queue-concurrency=x",
+        "--sentry-dsn=here",
     ])
     .unwrap_err()
     .to_string();
@@ -75,6 +76,7 @@ fn every_fault_is_told_at_once() {
         "--req-timeout",
         "--queue-size",
         "--max-queue-concurrency",
+        "--sentry-dsn",
     ] {
         assert!(told.contains(flag), "{flag} in {told}");
     }
@@ -82,8 +84,10 @@ fn every_fault_is_told_at_once() {
 
 #[test]
 fn secrets_are_not_shown() {
-    let config = config(&["--pod-name=p", "--prometheus-trigger-authorization-header=Bearer x7z"]).unwrap();
+    let dsn = "--sentry-dsn=https://k3y@sentry.invalid/1";
+    let config = config(&["--pod-name=p", "--prometheus-trigger-authorization-header=Bearer x7z", dsn]).unwrap();
     assert_eq!(config.prometheus_authorization.0, "Bearer x7z");
     let shown = format!("{config:?}");
+    assert!(!shown.contains("k3y") && shown.contains("sentry.invalid"), "{shown}");
     assert!(!shown.contains("x7z") && shown.contains("(hidden)"), "{shown}");
 }

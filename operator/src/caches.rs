@@ -14,7 +14,8 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use crate::autoscaler::{self, AutoscalerObserved, AutoscalerState, Pause};
 use crate::observed::{
-    DrainingEndpoint, ObjectKey, PartnersObserved, ResolverSlice, ServiceObserved, TargetObserved, TargetState,
+    DrainingEndpoint, ObjectKey, PartnersObserved, PodEndpoint, ResolverSlice, ServiceObserved, TargetObserved,
+    TargetState,
 };
 use crate::partners;
 use crate::target::Kind;
@@ -76,6 +77,8 @@ pub struct Snapshot {
     pub backends: BTreeMap<u16, Vec<SocketAddr>>,
     /// See [`crate::observed::Observed`].
     pub draining: Vec<DrainingEndpoint>,
+    /// See [`crate::observed::Observed`].
+    pub endpoints: Vec<PodEndpoint>,
     /// See [`crate::observed::Observed`].
     pub slices: Vec<ResolverSlice>,
     /// See [`crate::observed::Observed`].
@@ -153,6 +156,7 @@ impl Caches {
                 .map(|owner| owner.name.clone()),
             backends: service.as_ref().map(|service| tables.backends(&service_key, service)).unwrap_or_default(),
             draining: service.as_ref().map(|service| tables.draining(&service_key, service)).unwrap_or_default(),
+            endpoints: service.as_ref().map(|service| tables.endpoints(&service_key, service)).unwrap_or_default(),
             service,
             private: tables
                 .services
@@ -418,6 +422,15 @@ impl Tables {
                 (port.port, addresses)
             })
             .collect()
+    }
+
+    fn endpoints(&self, key: &ObjectKey, service: &ServiceObserved) -> Vec<PodEndpoint> {
+        let of_port = |name| self.foreign(key).flat_map(move |backends| backends.pods(name));
+        let mut pods: Vec<PodEndpoint> = service.ports.iter().flat_map(|port| of_port(port.name.as_str())).collect();
+        // Of two slices that name one address, as during a change of them, the one that calls it ready.
+        pods.sort_unstable_by(|one, other| one.address.cmp(&other.address).then(other.ready.cmp(&one.ready)));
+        pods.dedup_by_key(|pod| pod.address);
+        pods
     }
 
     fn draining(&self, key: &ObjectKey, service: &ServiceObserved) -> Vec<DrainingEndpoint> {

@@ -74,7 +74,7 @@ fn trigger_fault(observed: &Observed<'_>) -> Option<Cause> {
     if let Some(fault) = spec.enabled_period.as_ref().and_then(schedule::fault) {
         return Some(("InvalidSchedule", format!("{fault}; the target is never put to sleep meanwhile")));
     }
-    if let Some(fault) = spec.triggers.iter().flatten().find_map(idleness::fault) {
+    if let Some(fault) = idleness::fault(spec) {
         return Some(("InvalidTrigger", format!("{fault}; the target is never put to sleep meanwhile")));
     }
     match observed.triggers.as_ref().map(|triggers| &triggers.verdict) {
@@ -109,11 +109,15 @@ fn resolver_fault(observed: &Observed<'_>) -> Option<Cause> {
     })
 }
 
-/// All conditions. A condition whose status does not change keeps its transition time.
-pub fn conditions(observed: &Observed<'_>, mode: Mode, now: Timestamp) -> Vec<Condition> {
+/// All conditions. `traffic_fault` is why connections to the target's pods are not known. A condition
+/// whose status does not change keeps its transition time.
+pub fn conditions(observed: &Observed<'_>, mode: Mode, traffic_fault: Option<&str>, now: Timestamp) -> Vec<Condition> {
+    let unknown =
+        || traffic_fault.map(|why| ("TriggerFailed", format!("{why}; the target is not put to sleep meanwhile")));
     let ready = [service_fault, target_fault, trigger_fault, autoscaler_fault, probe_fault, resolver_fault]
         .iter()
-        .find_map(|fault| fault(observed));
+        .find_map(|fault| fault(observed))
+        .or_else(unknown);
     let ready = match ready {
         Some((reason, message)) => ("Ready", false, reason.to_owned(), message),
         None => ("Ready", true, "Reconciled".to_owned(), "connections wake the target".to_owned()),

@@ -195,6 +195,7 @@ impl Controller {
             backends: snapshot.backends.clone(),
             draining: snapshot.draining.clone(),
             pods: self.pods.of(uid),
+            endpoints: snapshot.endpoints.clone(),
             slices: snapshot.slices.clone(),
             stale_private: snapshot.stale_private.clone(),
             resolvers: self.parts.resolvers.observed(uid),

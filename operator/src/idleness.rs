@@ -1,7 +1,7 @@
 //! Triggers: what says whether a target is idle.
 //!
-//! [`Triggers::ask`] asks every trigger of an ElastiService at once; all must agree. Whatever cannot be told counts as
-//! [`Verdict::Unknown`], which never puts a target to sleep.
+//! [`Triggers::ask`] asks every trigger of an ElastiService at once that has to be asked; what [`traffic`] needs, resolvers tell
+//! unasked. All must agree. Whatever cannot be told counts as [`Verdict::Unknown`], which never puts a target to sleep.
 
 use elasti_api::v1alpha1::{ElastiServiceSpec, ScaleTrigger};
 use futures::future::join_all;
@@ -11,6 +11,7 @@ use crate::observed::Verdict;
 mod https;
 mod prometheus;
 mod secrets;
+pub mod traffic;
 
 pub use prometheus::{Defaults, Prometheus};
 
@@ -26,13 +27,10 @@ impl Triggers {
         Self { prometheus: Prometheus::new(defaults, client) }
     }
 
-    /// Asks every trigger of `spec`, of an ElastiService in this namespace. Busy if one sees traffic, else unknown if one cannot tell, else idle.
+    /// Asks every trigger of `spec`, of an ElastiService in this namespace, that has to be asked. Busy if one sees traffic, else
+    /// unknown if one cannot tell, else idle.
     pub async fn ask(&self, namespace: &str, spec: &ElastiServiceSpec) -> Verdict {
-        let triggers = spec.triggers.as_deref().unwrap_or_default();
-        if triggers.is_empty() {
-            return Verdict::Unknown("there is no trigger".to_owned());
-        }
-        let verdicts = join_all(triggers.iter().map(async |trigger| match prometheus::metadata(trigger) {
+        let verdicts = join_all(asked(spec).map(async |trigger| match prometheus::metadata(trigger) {
             Ok(metadata) => self.prometheus.ask(namespace, &metadata, spec.cooldown()).await,
             Err(fault) => Verdict::Unknown(fault),
         }))
@@ -53,9 +51,26 @@ fn combine(verdicts: Vec<Verdict>) -> Verdict {
     answer
 }
 
-/// What is wrong with a trigger as it is written, with cause and cure.
-pub fn fault(trigger: &ScaleTrigger) -> Option<String> {
-    prometheus::metadata(trigger).err()
+/// The triggers that have to be asked.
+fn asked(spec: &ElastiServiceSpec) -> impl Iterator<Item = &ScaleTrigger> {
+    spec.triggers.iter().flatten().filter(|trigger| trigger.type_ != traffic::TYPE)
+}
+
+/// Whether any trigger has to be asked.
+pub fn asks(spec: &ElastiServiceSpec) -> bool {
+    asked(spec).next().is_some()
+}
+
+/// What is wrong with the triggers as they are written, with cause and cure.
+pub fn fault(spec: &ElastiServiceSpec) -> Option<String> {
+    let triggers = spec.triggers.as_deref().unwrap_or_default();
+    let fault = triggers.iter().find_map(|trigger| match trigger.type_.as_str() {
+        traffic::TYPE => traffic::metadata(trigger).err(),
+        "prometheus" => prometheus::metadata(trigger).err(),
+        other => Some(format!("trigger type {other:?} is unknown; the known types are prometheus and traffic")),
+    });
+    let several = || triggers.iter().filter(|trigger| trigger.type_ == traffic::TYPE).count() > 1;
+    fault.or_else(|| several().then(|| "there is more than one trigger of type traffic; keep one".to_owned()))
 }
 
 #[cfg(test)]
@@ -72,6 +87,9 @@ mod tests {
 
     #[test]
     fn a_faulty_trigger_is_named() {
+        let fault = |trigger: &ScaleTrigger| {
+            fault(&ElastiServiceSpec { triggers: Some(vec![trigger.clone()]), ..ElastiServiceSpec::default() })
+        };
         let trigger = |metadata| ScaleTrigger { type_: "prometheus".into(), metadata };
         let good = serde_json::json!({"query": "q", "threshold": "0.5", "serverAddress": "http://p:9090"});
         assert_eq!(fault(&trigger(Some(good))), None);
@@ -85,5 +103,34 @@ mod tests {
         let no_ca = serde_json::json!({"query": "q", "threshold": 1, "tls": {"ca": "hello"}});
         assert!(fault(&trigger(Some(no_ca))).unwrap().contains("tls.ca"));
         assert!(fault(&ScaleTrigger { type_: "moon".into(), metadata: None }).unwrap().contains("moon"));
+        let traffic = |metadata| ScaleTrigger { type_: "traffic".into(), metadata };
+        for good in
+            [None, Some(serde_json::json!({"idleConnections": "hold", "ignoreSources": ["10.0.0.0/8", "fd00::1"]}))]
+        {
+            assert_eq!(fault(&traffic(good)), None);
+        }
+        for (bad, named) in [
+            (serde_json::json!({"idleConnection": "hold"}), "idleConnections"),
+            (serde_json::json!({"idleConnections": "keep"}), "ignore or hold"),
+            (serde_json::json!({"ignoreSources": ["10.0.0.0/40"]}), "10.0.0.0/40"),
+            (serde_json::json!({"ignoreSources": "10.0.0.0/8"}), "ignoreSources"),
+        ] {
+            let told = fault(&traffic(Some(bad))).unwrap();
+            assert!(told.contains(named) || told.contains("sequence"), "{told}");
+        }
+    }
+
+    #[test]
+    fn one_traffic_trigger_is_enough_and_none_is_one() {
+        let traffic = || ScaleTrigger { type_: "traffic".into(), metadata: None };
+        let spec = |triggers| ElastiServiceSpec { triggers, ..ElastiServiceSpec::default() };
+        assert!(fault(&spec(Some(vec![traffic(), traffic()]))).unwrap().contains("more than one"));
+        for none in [None, Some(vec![])] {
+            assert_eq!(traffic::trigger(&spec(none.clone())), Some(traffic::TrafficTrigger::default()));
+            assert!(!asks(&spec(none)));
+        }
+        let prometheus = ScaleTrigger { type_: "prometheus".into(), metadata: None };
+        assert_eq!(traffic::trigger(&spec(Some(vec![prometheus.clone()]))), None);
+        assert!(asks(&spec(Some(vec![traffic(), prometheus]))));
     }
 }

@@ -174,6 +174,19 @@ pub struct DrainingEndpoint {
     pub elsewhere: bool,
 }
 
+/// One address of a pod of the target that is not about to end.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodEndpoint {
+    /// Pod address and target port.
+    pub address: SocketAddr,
+    /// Name of its node; empty when nobody says.
+    pub node: String,
+    /// UID of the pod; empty when it is none.
+    pub pod: String,
+    /// Clients may be sent there.
+    pub ready: bool,
+}
+
 /// Whether the triggers call a target idle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -237,6 +250,8 @@ pub struct Observed<'a> {
     pub draining: Vec<DrainingEndpoint>,
     /// The Service's pods, as far as they are looked at: while one is waited for.
     pub pods: Vec<Arc<Pod>>,
+    /// The addresses of the target's pods that are not about to end, ready or not, each once.
+    pub endpoints: Vec<PodEndpoint>,
     /// Our slices, of this and of former Services of the ElastiService.
     pub slices: Vec<ResolverSlice>,
     /// Former private Services of the ElastiService, by name.

@@ -21,7 +21,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::autoscaler::{AutoscalerObserved, Wish};
 use crate::conditions;
 use crate::observed::{Observed, ResolverSlice, ServiceObserved, TargetState, Verdict};
-use crate::schedule;
 use crate::slices;
 
 use interception::{Interception, UNEXPLAINED_MAX};
@@ -32,6 +31,7 @@ use state::{closed, state};
 pub(crate) mod autoscaler;
 mod draining;
 mod ending;
+mod idle;
 mod interception;
 mod settings;
 mod starting;
@@ -95,6 +95,8 @@ pub struct Memory {
     unready_since: Option<Instant>,
     /// When the pods were last looked at.
     diagnosed: Option<Instant>,
+    /// Since when connections to the target's pods are not known.
+    unknown_since: Option<Instant>,
     /// Which pods are about to end, and since when.
     draining: draining::Since,
     /// Ready endpoints that are not believed.
@@ -329,6 +331,7 @@ impl Planner<'_> {
         }
         self.remember_draining();
         self.remember_pods();
+        self.remember_connections();
     }
 
     fn reconcile(&mut self) -> Publish {
@@ -365,6 +368,7 @@ impl Planner<'_> {
         let Some(mut state) = state else { return Publish::Keep };
         state.asking = if starting.is_empty() { 0 } else { self.asking() };
         state.starting = starting;
+        state.tracking = self.tracking();
         Publish::State(Box::new(state))
     }
 
@@ -436,15 +440,10 @@ impl Planner<'_> {
     /// Idle for the cooldown: intercept, settle, ask again, and only then scale to zero.
     fn descend(&mut self) {
         let Some(target) = self.observed.target.found() else { return };
-        if target.spec_replicas == 0 || self.observed.elasti.spec.triggers.is_none() {
+        if target.spec_replicas == 0 {
             return;
         }
-        if self
-            .observed
-            .triggers
-            .as_ref()
-            .is_none_or(|triggers| self.age(Some(triggers.asked)) >= Some(self.settings.polling_interval))
-        {
+        if self.asks_now() {
             self.actions.push(Action::AskTriggers);
         }
         self.check_after(self.settings.polling_interval);
@@ -468,19 +467,11 @@ impl Planner<'_> {
         if !self.passed(Some(settled), self.settings.kube_proxy_sync) {
             return;
         }
-        // The last word: an answer that was given after all connections had begun to pass through resolvers, and after a
-        // scale-down that may have failed.
-        let asked_since = self.observed.triggers.as_ref().is_some_and(|triggers| {
-            triggers.asked >= settled + self.settings.kube_proxy_sync
-                && self.memory.sent.as_ref().is_none_or(|sent| triggers.asked > sent.at)
-        });
-        let holding = asked_since.then(|| descent.holding.unwrap_or(self.now.instant));
+        // The last word.
+        let spoken_since = self.spoken_since(settled);
+        let holding = spoken_since.then(|| descent.holding.unwrap_or(self.now.instant));
         self.memory.descent = Some(Descent { settled: Some(settled), holding, ..descent });
-        if !asked_since {
-            if !self.actions.contains(&Action::AskTriggers) {
-                self.actions.push(Action::AskTriggers);
-            }
-        } else if self.all_hold() || self.passed(holding, REDIRECT_PATIENCE) {
+        if spoken_since && (self.all_hold() || self.passed(holding, REDIRECT_PATIENCE)) {
             self.actions.push(Action::ScaleDown);
             let resource_version = target.resource_version.clone();
             self.memory.sent = Some(Sent { at: self.now.instant, resource_version, refused: false });
@@ -503,20 +494,6 @@ impl Planner<'_> {
     fn holding(&self) -> bool {
         let about_to_sleep = self.memory.descent.is_some_and(|descent| descent.holding.is_some());
         self.leads() && self.status().mode == Some(Mode::Proxy) && (about_to_sleep || self.pending().is_some())
-    }
-
-    fn idle_for_cooldown(&mut self) -> bool {
-        let Some(triggers) = &self.observed.triggers else { return false };
-        if triggers.verdict != Verdict::Idle || schedule::closed(&self.observed.elasti.spec, self.now.timestamp) {
-            return false;
-        }
-        let quiet_since = [self.observed.leading_since, self.memory.awake_since, triggers.idle_since]
-            .into_iter()
-            .collect::<Option<Vec<Instant>>>()
-            .and_then(|since| since.into_iter().chain(self.memory.last_traffic).max());
-        let cooldown = self.observed.elasti.spec.cooldown();
-        // A resolver that has just connected may not have said yet what it holds.
-        self.passed(quiet_since, cooldown)
     }
 
     /// Whether every connection that begins now passes through a resolver, as far as can be seen.
@@ -576,7 +553,9 @@ impl Planner<'_> {
         }
         if self.leads() {
             wanted.observed_generation = self.observed.elasti.metadata.generation;
-            wanted.conditions = conditions::conditions(self.observed, mode, self.now.timestamp);
+            let traffic_fault = self.traffic_fault();
+            wanted.conditions =
+                conditions::conditions(self.observed, mode, traffic_fault.as_deref(), self.now.timestamp);
         }
         if wanted == current {
             return;

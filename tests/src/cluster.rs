@@ -109,10 +109,15 @@ impl Sandbox {
 
     /// A Deployment of one pod, its Service and an ElastiService, awake and served directly.
     pub fn target(&self, target: &Target) {
+        self.install(target);
+        self.awake(target);
+    }
+
+    /// The same, not waited for.
+    pub fn install(&self, target: &Target) {
         self.apply(target.deployment());
         self.apply(target.service());
         self.apply(target.elasti_service());
-        self.awake(target);
     }
 
     /// A trigger that always calls its target idle.
@@ -346,6 +351,13 @@ pub fn from_pod(node: usize, command: &[&str]) -> String {
     let mut arguments = vec!["-n", CALLERS, "exec", NODES[node - 1], "--"];
     arguments.extend(command);
     kubectl(&arguments)
+}
+
+/// The address of the calling pod of a node, numbered from 1.
+pub fn caller_address(node: usize) -> IpAddr {
+    from_pod(node, &["true"]);
+    let pod = get(CALLERS, "pod", NODES[node - 1]).expect("the calling pod is there");
+    pod["status"]["podIP"].as_str().expect("an address").parse().expect("an address")
 }
 
 /// Sends bytes as a process of node 1's host and returns the answer up to its end, or to `enough` bytes.

@@ -1,7 +1,7 @@
 //! With eBPF switched off on every node, the slices alone wake a Service.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use elasti_tests::cluster::{HTTP, Sandbox, Target, from_host, from_pod, kubectl, metric};
+use elasti_tests::cluster::{HTTP, Sandbox, Target, from_host, from_pod, kubectl, metric, until};
 
 /// Sets the DaemonSet's environment and waits for its rollout.
 fn ebpf(setting: &str) {
@@ -26,6 +26,10 @@ fn test_3_the_slices_alone_wake() {
             assert!(answer.starts_with("nginx on web-"), "{answer}");
             sandbox.awake(&target);
         }
+        let said = until("the condition says so", || {
+            sandbox.condition(&target, "Ready").filter(|(_, reason, _)| reason == "TriggerFailed")
+        });
+        assert!(said.2.contains("switched off") && said.2.contains("prometheus"), "{said:?}");
         sandbox.sleep(&target);
         assert!(from_host(address, HTTP, 4096).contains("nginx on web-"), "the host");
     }

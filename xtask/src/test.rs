@@ -38,6 +38,8 @@ const REQUIRED: &[&str] = &[
     "what_is_changed_in_a_service_while_its_target_sleeps_is_followed",
     "a_client_that_dials_the_address_of_an_ending_pod_is_held_and_answered_by_the_next_one",
     "kubelets_probes_of_an_ending_pod_wake_nothing",
+    "a_target_sleeps_when_only_kubelet_and_an_ignored_scraper_talk_to_it",
+    "a_target_stays_awake_while_anybody_talks_to_it_and_sleeps_when_nobody_does",
     "fault_1_a_rollout_of_the_resolvers_loses_no_request",
     "fault_1_a_resolver_that_is_deleted_loses_no_request",
     "fault_2_a_killed_resolver_is_replaced_by_another_within_a_second",

@@ -59,8 +59,12 @@ pub struct ElastiServiceSpec {
     #[schemars(range(min = 0, max = 604_800), extend("format" = "int32"))]
     pub cooldown_period: u32,
 
-    /// What decides that the target is idle: all of them must agree. Without a trigger nothing puts the target to
-    /// sleep by itself; it still wakes when somebody else has scaled it to zero.
+    /// Seconds for which the target runs after a wake at least. Absent: it sleeps again after the cooldown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 604_800), extend("format" = "int32"))]
+    pub min_uptime: Option<u32>,
+
+    /// What decides that the target is idle: all of them must agree. Absent: one trigger of type `traffic`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub triggers: Option<Vec<ScaleTrigger>>,
@@ -170,12 +174,24 @@ impl ScaleTargetRef {
 pub struct ScaleTrigger {
     /// The kind of trigger.
     #[serde(rename = "type")]
-    #[schemars(extend("enum" = ["prometheus"]))]
+    #[schemars(extend("enum" = ["prometheus", "traffic"]))]
     pub type_: String,
-    /// What the trigger needs to know; see [`PrometheusMetadata`].
+    /// What the trigger needs to know; see [`PrometheusMetadata`] and [`TrafficMetadata`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_object")]
     pub metadata: Option<serde_json::Value>,
+}
+
+/// Metadata of a `traffic` trigger: the target is idle while no connection to its pods is opened or carries data.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrafficMetadata {
+    /// What an open connection without data means: `ignore` (the default) or `hold`, which keeps the target awake.
+    #[serde(default)]
+    pub idle_connections: Option<String>,
+    /// Ranges of addresses, such as `10.0.0.0/8`, whose connections do not count.
+    #[serde(default)]
+    pub ignore_sources: Vec<String>,
 }
 
 /// Metadata of a `prometheus` trigger: the target is idle while the query's value is below the threshold.

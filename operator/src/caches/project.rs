@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::observed::{Addressing, ObjectKey, ResolverSlice, ServiceObserved, ServicePort};
+use crate::observed::{Addressing, ObjectKey, PodEndpoint, ResolverSlice, ServiceObserved, ServicePort};
 use crate::slices::{self, OWNER_LABEL};
 
 /// The key of a namespaced object.
@@ -61,6 +61,8 @@ pub(super) fn own_slice(slice: &EndpointSlice) -> Option<(String, ResolverSlice)
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Backends {
     endpoints: Vec<(IpAddr, State)>,
+    /// Those that are not about to end; the port of their addresses is zero.
+    pods: Vec<PodEndpoint>,
     ports: Vec<(String, u16)>,
 }
 
@@ -84,6 +86,14 @@ impl Backends {
         self.on_port(name, |state| match state {
             State::Draining(pod) => Some(pod.as_str()),
             State::Ready | State::NotReady => None,
+        })
+    }
+
+    /// The endpoints for the Service port of this name that are not about to end.
+    pub(super) fn pods<'a>(&'a self, name: &'a str) -> impl Iterator<Item = PodEndpoint> + 'a {
+        self.ports.iter().filter(move |(port_name, _)| port_name == name).flat_map(|(_, port)| {
+            let at = |address: SocketAddr| SocketAddr::new(address.ip(), *port);
+            self.pods.iter().map(move |pod| PodEndpoint { address: at(pod.address), ..pod.clone() })
         })
     }
 
@@ -118,6 +128,17 @@ pub(super) fn backends(slice: &EndpointSlice) -> Option<(String, Backends)> {
             endpoint.addresses.iter().filter_map(move |address| Some((address.parse().ok()?, state.clone())))
         })
         .collect();
+    let pods = slice.endpoints.iter().filter(|endpoint| !terminating(endpoint)).flat_map(|endpoint| {
+        let pod = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
+        let it = |address| PodEndpoint {
+            address: SocketAddr::new(address, 0),
+            node: endpoint.node_name.clone().unwrap_or_default(),
+            pod: pod.and_then(|pod| pod.uid.clone()).unwrap_or_default(),
+            ready: state(endpoint) == State::Ready,
+        };
+        endpoint.addresses.iter().filter_map(|address| address.parse().ok()).map(it).collect::<Vec<_>>()
+    });
+    let pods = pods.collect();
     let ports = slice
         .ports
         .iter()
@@ -125,7 +146,11 @@ pub(super) fn backends(slice: &EndpointSlice) -> Option<(String, Backends)> {
         .filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP")
         .filter_map(|port| Some((port.name.clone().unwrap_or_default(), u16::try_from(port.port?).ok()?)))
         .collect();
-    Some((service, Backends { endpoints, ports }))
+    Some((service, Backends { endpoints, pods, ports }))
+}
+
+fn terminating(endpoint: &Endpoint) -> bool {
+    endpoint.conditions.as_ref().and_then(|conditions| conditions.terminating) == Some(true)
 }
 
 fn state(endpoint: &Endpoint) -> State {

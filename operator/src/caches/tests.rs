@@ -109,3 +109,17 @@ fn the_private_services_slices_concern_its_elasti_service() {
     assert_eq!(caches.apply_slice(&slice("c", "stranger", &[ready("10.1.0.1", "p")])).len(), 0);
     assert_eq!(caches.remove_slice(&ObjectKey::new("n", "b")).len(), 1);
 }
+
+#[test]
+fn every_pod_that_is_not_about_to_end_is_known_with_its_node_whether_it_is_ready_or_not() {
+    let caches = caches();
+    let mut starting = endpoint("10.1.0.1", "p", &json!({"ready": false}));
+    starting["nodeName"] = "n1".into();
+    let two = slice("b", "web", &[ready("10.1.0.2", "q")]);
+    caches.apply_slice(&slice("a", "web", &[starting, ready("10.1.0.2", "q"), ending("10.1.0.3", "r")]));
+    caches.apply_slice(&two);
+    let pods = caches.snapshot(&ObjectKey::new("n", "web")).unwrap().endpoints;
+    let seen: Vec<_> =
+        pods.iter().map(|pod| (pod.address.to_string(), pod.node.as_str(), pod.pod.as_str(), pod.ready)).collect();
+    assert_eq!(seen, [("10.1.0.1:8080".to_owned(), "n1", "p", false), ("10.1.0.2:8080".to_owned(), "", "q", true)]);
+}

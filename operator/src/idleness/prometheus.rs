@@ -55,7 +55,7 @@ pub struct Prometheus {
 /// Reads a trigger's metadata; the error says what is wrong with it.
 pub(super) fn metadata(trigger: &ScaleTrigger) -> Result<PrometheusMetadata, String> {
     if trigger.type_ != "prometheus" {
-        return Err(format!("trigger type {:?} is unknown; the known type is prometheus", trigger.type_));
+        return Err(format!("trigger type {:?} is unknown", trigger.type_));
     }
     let metadata = trigger.metadata.clone().unwrap_or_else(|| serde_json::Value::Object(serde_json::Map::default()));
     let metadata: PrometheusMetadata =

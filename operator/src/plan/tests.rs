@@ -7,7 +7,7 @@ use elasti_api::v1alpha1::{ElastiService, InterceptedPort, ScaleTrigger};
 
 use super::*;
 use crate::autoscaler::AutoscalerState;
-use crate::observed::{Addressing, DrainingEndpoint, ServicePort, TargetObserved, TriggersObserved};
+use crate::observed::{Addressing, DrainingEndpoint, PodEndpoint, ServicePort, TargetObserved, TriggersObserved};
 use crate::resolvers::{Ack, ResolverObserved, Traffic};
 
 mod autoscaler;
@@ -17,6 +17,7 @@ mod orders;
 mod publishing;
 mod schedule;
 mod starting;
+mod traffic;
 
 const SETTINGS: Settings = Settings {
     kube_proxy_sync: Duration::from_secs(2),
@@ -39,6 +40,7 @@ struct World {
     ready: bool,
     draining: Vec<DrainingEndpoint>,
     pods: Vec<std::sync::Arc<k8s_openapi::api::core::v1::Pod>>,
+    endpoints: Vec<PodEndpoint>,
     slices: Vec<ResolverSlice>,
     resolvers: Vec<ResolverObserved>,
     triggers: Option<TriggersObserved>,
@@ -93,6 +95,7 @@ impl World {
             ready: true,
             draining: vec![],
             pods: vec![],
+            endpoints: vec![],
             slices: vec![],
             resolvers: vec![],
             triggers: None,
@@ -187,6 +190,7 @@ impl World {
             backends,
             draining: self.draining.clone(),
             pods: self.pods.clone(),
+            endpoints: self.endpoints.clone(),
             slices: self.slices.clone(),
             stale_private: vec![],
             resolvers: self.resolvers.clone(),
@@ -639,10 +643,10 @@ fn a_missing_target_is_said_and_its_clients_are_held() {
 fn an_unchanged_world_writes_nothing() {
     let mut world = World::serving();
     world.acknowledge();
-    world.elasti.spec.triggers = None;
+    world.idle();
     world.settle();
     let plan = world.plan();
-    assert_eq!((plan.actions, plan.again), (vec![], None));
+    assert_eq!((plan.actions, plan.again), (vec![], Some(SETTINGS.polling_interval)));
 }
 
 #[test]

@@ -1,0 +1,147 @@
+//! The trigger `traffic` on a real cluster: who keeps a target awake, and who does not.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use elasti_tests::cluster::{HTTP, Sandbox, Target, caller_address, from_host, from_pod, until};
+use serde_json::{Value, json};
+
+/// Address of node 2 in its cluster's network.
+const NODE2: &str = "172.31.255.2";
+
+/// In seconds. Callers call every second.
+const COOLDOWN: u64 = 6;
+
+/// How long callers keep their targets awake: more than a cooldown and the seconds in which a target that is idle for so long is
+/// intercepted.
+const AWAKE: Duration = Duration::from_secs(COOLDOWN + 6);
+
+const PAUSE: Duration = Duration::from_secs(1);
+
+fn target(name: &str, metadata: &Value) -> Target {
+    let mut target = Target::nginx(name);
+    target.spec = json!({"cooldownPeriod": COOLDOWN, "triggers": [{"type": "traffic", "metadata": metadata}]});
+    target
+}
+
+fn pod_address(sandbox: &Sandbox, target: &Target) -> IpAddr {
+    let pod = until("the pod's address", || sandbox.pods(target).into_iter().next());
+    pod["status"]["podIP"].as_str().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_target_sleeps_when_only_kubelet_and_an_ignored_scraper_talk_to_it() {
+    let sandbox = Sandbox::new("scraped");
+    let target = target("web", &json!({"ignoreSources": [caller_address(2).to_string()]}));
+    sandbox.target(&target);
+    let url = format!("http://{}/", pod_address(&sandbox, &target));
+    let mut scrapes = 0;
+    until("the target is intercepted", || {
+        if sandbox.mode(&target).as_deref() == Some("proxy") {
+            return Some(());
+        }
+        assert!(from_pod(2, &["curl", "-sS", "--max-time", "5", &url]).starts_with("nginx on"));
+        scrapes += 1;
+        None
+    });
+    assert!(scrapes > 1, "it was scraped all the time");
+    sandbox.asleep(&target);
+    let url = format!("http://{}/", sandbox.cluster_address(&target, 80));
+    assert!(from_pod(1, &["curl", "-sS", "--max-time", "60", &url]).starts_with("nginx on"), "and wakes");
+}
+
+/// Ends all calls when it goes.
+struct Enough<'a>(&'a AtomicBool);
+
+impl Drop for Enough<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+        for node in [1, 2] {
+            from_pod(node, &["touch", "/tmp/enough"]);
+        }
+    }
+}
+
+#[test]
+fn a_target_stays_awake_while_anybody_talks_to_it_and_sleeps_when_nobody_does() {
+    let sandbox = Sandbox::new("busy");
+    let ignore = json!({});
+    let targets = ["pod", "other-node", "host", "node-port", "old-connection"].map(|name| target(name, &ignore));
+    let held = target("silent-connection", &json!({"idleConnections": "hold"}));
+    for target in targets.iter().chain([&held]) {
+        sandbox.install(target);
+    }
+    for target in targets.iter().chain([&held]) {
+        sandbox.awake(target);
+    }
+    let [pod, other_node, host, node_port, old] = &targets;
+    let url = |target: &Target| format!("http://{}/", sandbox.cluster_address(target, 80));
+    // One command for all calls: `kubectl exec` takes a second or two on a busy machine.
+    let curl_until_told = |node: usize, url: &str| {
+        let script = format!(
+            "for i in $(seq 90); do curl -sSf --max-time 5 {url} || exit; [ -e /tmp/enough ] && exit; sleep 1; done"
+        );
+        assert!(from_pod(node, &["sh", "-c", &script]).starts_with("nginx on"));
+    };
+    let from_node = |address: SocketAddr| assert!(from_host(address, HTTP, 4096).contains("nginx on"));
+    let (pod_url, other_url) = (url(pod), url(other_node));
+    let host_address = sandbox.cluster_address(host, 80);
+    let node_port_address = SocketAddr::new(NODE2.parse().unwrap(), sandbox.node_port(node_port, 80));
+    let mut connection = TcpStream::connect(SocketAddr::new(pod_address(&sandbox, old), 80)).unwrap();
+    let silent = TcpStream::connect(SocketAddr::new(pod_address(&sandbox, &held), 443)).unwrap();
+    let revision = |target: &Target| sandbox.elasti_service(target).unwrap()["status"]["revision"].clone();
+    let revisions = || targets.iter().chain([&held]).map(revision).collect::<Vec<Value>>();
+
+    for node in [1, 2] {
+        from_pod(node, &["rm", "-f", "/tmp/enough"]);
+    }
+    let calling = AtomicBool::new(true);
+    let (before, after) = std::thread::scope(|scope| {
+        let calling = &calling;
+        let caller = move |call: &dyn Fn()| {
+            while calling.load(Ordering::Relaxed) {
+                call();
+                std::thread::sleep(PAUSE);
+            }
+        };
+        let curl_until_told = &curl_until_told;
+        scope.spawn(move || curl_until_told(1, &pod_url));
+        scope.spawn(move || curl_until_told(2, &other_url));
+        scope.spawn(move || caller(&|| from_node(host_address)));
+        scope.spawn(move || caller(&|| from_node(node_port_address)));
+        // nginx closes an idle connection after 75 s; a request over it that is never complete is all data of the client.
+        let connection = &mut connection;
+        scope.spawn(move || {
+            connection.write_all(b"GET / HTTP/1.1\r\nHost: ").unwrap();
+            while calling.load(Ordering::Relaxed) {
+                std::thread::sleep(PAUSE);
+                connection.write_all(b"x").unwrap();
+            }
+        });
+        let enough = Enough(calling);
+        // Some may have been on their way to sleep before anybody called.
+        for target in targets.iter().chain([&held]) {
+            sandbox.awake(target);
+        }
+        let before = revisions();
+        std::thread::sleep(AWAKE);
+        let after = revisions();
+        drop(enough);
+        (before, after)
+    });
+    assert_eq!(
+        before, after,
+        "one was intercepted: pod, other node, host, node port, old connection, silent connection"
+    );
+    connection.write_all(b"\r\n\r\n").unwrap();
+    let mut answer = [0; 15];
+    connection.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    drop(silent);
+    for target in targets.iter().chain([&held]) {
+        sandbox.asleep(target);
+    }
+}

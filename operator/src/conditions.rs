@@ -14,6 +14,9 @@ use crate::{autoscaler, idleness, probes, schedule};
 /// A condition's reason and message.
 type Cause = (&'static str, String);
 
+/// The reason of `Ready` where all is well but what is written means nothing in part.
+const IGNORED: &str = "UnknownKeysIgnored";
+
 /// The Service, if its connections can be intercepted.
 pub fn interceptable(observed: &Observed<'_>) -> Option<ServiceObserved> {
     if service_fault(observed).is_some() { None } else { observed.service.clone() }
@@ -120,7 +123,10 @@ pub fn conditions(observed: &Observed<'_>, mode: Mode, traffic_fault: Option<&st
         .or_else(unknown);
     let ready = match ready {
         Some((reason, message)) => ("Ready", false, reason.to_owned(), message),
-        None => ("Ready", true, "Reconciled".to_owned(), "connections wake the target".to_owned()),
+        None => match idleness::ignored(&observed.elasti.spec) {
+            Some(ignored) => ("Ready", true, IGNORED.to_owned(), ignored),
+            None => ("Ready", true, "Reconciled".to_owned(), "connections wake the target".to_owned()),
+        },
     };
     let (on, reason, message) = intercepting(observed, mode);
     let intercepting = ("Intercepting", on, reason, message);
@@ -157,10 +163,10 @@ fn wake_with(observed: &Observed<'_>) -> Option<(bool, String, String)> {
     Some((true, "Resolved".to_owned(), format!("{} wake together with this one", named.len())))
 }
 
-/// The condition `Ready`, if it names a fault that it did not name before.
+/// The condition `Ready`, if it names a fault that it did not name before, or what is ignored.
 pub fn new_fault<'a>(before: &[Condition], after: &'a [Condition]) -> Option<&'a Condition> {
     let ready = |condition: &&Condition| condition.type_ == "Ready";
-    let fault = after.iter().find(ready).filter(|condition| condition.status == "False")?;
+    let fault = after.iter().find(ready).filter(|ready| ready.status == "False" || ready.reason == IGNORED)?;
     let known = before.iter().find(ready).is_some_and(|before| before.reason == fault.reason);
     (!known).then_some(fault)
 }

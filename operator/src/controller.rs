@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::caches::{Caches, Concerned, Snapshot, watch::Concern};
 use crate::elastiserver::{Wake, WakeAnswer};
-use crate::idleness::Triggers;
+use crate::idleness::{Triggers, traffic};
 use crate::leader::LeaderState;
 use crate::metrics::{Metrics, Watched};
 use crate::observed::{Diagnosis, ObjectKey, Observed, TriggersObserved, Verdict};
@@ -25,6 +25,7 @@ use crate::pods::{Pods, Selected};
 use crate::publication::Publication;
 use crate::resolvers::Resolvers;
 use crate::scope::Scope;
+use crate::sources::{self, Sources};
 use crate::work::{Next, Round, Work};
 use port_book::PortBook;
 
@@ -67,6 +68,7 @@ pub struct Controller {
     recorder: Recorder,
     ports: PortBook,
     pods: Pods,
+    sources: Sources,
     /// Set once every cache has its first list: half-filled caches decide nothing.
     complete: watch::Sender<bool>,
     state: Mutex<State>,
@@ -97,6 +99,7 @@ impl Controller {
             recorder,
             ports: port_book,
             pods: Pods::default(),
+            sources: Sources::default(),
             complete: watch::Sender::new(false),
             state: Mutex::default(),
             work: std::sync::OnceLock::new(),
@@ -171,6 +174,22 @@ impl Controller {
         });
     }
 
+    /// Follows the pods that the trigger `traffic` ignores.
+    fn follow_sources(self: &Arc<Self>, key: &ObjectKey, snapshot: &Snapshot, uid: &str) {
+        let trigger = traffic::trigger(&snapshot.elasti.spec);
+        let own = |selected: sources::Selected| match selected.namespace.as_str() {
+            "" => sources::Selected { namespace: key.namespace.clone(), ..selected },
+            _ => selected,
+        };
+        let selected = trigger.map(|trigger| trigger.ignored_pods.into_iter().map(own).collect()).unwrap_or_default();
+        let this = Arc::downgrade(self);
+        self.sources.follow(&self.parts.client, uid, selected, move |uid| {
+            if let Some(this) = this.upgrade() {
+                this.look_at(uid);
+            }
+        });
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         // Every change of the state is one insertion or removal, so a poisoned lock still guards a sound one.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -196,6 +215,7 @@ impl Controller {
             draining: snapshot.draining.clone(),
             pods: self.pods.of(uid),
             endpoints: snapshot.endpoints.clone(),
+            ignored_pods: self.sources.addresses(uid),
             slices: snapshot.slices.clone(),
             stale_private: snapshot.stale_private.clone(),
             resolvers: self.parts.resolvers.observed(uid),
@@ -229,6 +249,7 @@ impl Round for Controller {
         let Some(snapshot) = self.parts.caches.snapshot(&key) else { return Ok(Next::Gone) };
         let uid = snapshot.elasti.metadata.uid.clone().unwrap_or_default();
         let timer = self.parts.metrics.reconcile_timer();
+        self.follow_sources(&key, &snapshot, &uid);
         let (decided, under) = self.decide(&snapshot, &uid);
         self.tell(&uid, decided.publish);
         self.follow_pods(&key, &snapshot, &uid, decided.follow_pods);
@@ -292,6 +313,7 @@ impl Concern for Controller {
         self.parts.publication.remove(uid);
         self.ports.release(uid);
         self.pods.forget(uid);
+        self.sources.forget(uid);
         let mut state = self.state();
         state.memories.remove(uid);
         state.answers.remove(uid);

@@ -3,7 +3,7 @@
 //! [`Triggers::ask`] asks every trigger of an ElastiService at once that has to be asked; what [`traffic`] needs, resolvers tell
 //! unasked. All must agree. Whatever cannot be told counts as [`Verdict::Unknown`], which never puts a target to sleep.
 
-use elasti_api::v1alpha1::{ElastiServiceSpec, ScaleTrigger};
+use elasti_api::v1alpha1::{ElastiServiceSpec, PrometheusMetadata, ScaleTrigger};
 use futures::future::join_all;
 
 use crate::observed::Verdict;
@@ -73,6 +73,19 @@ pub fn fault(spec: &ElastiServiceSpec) -> Option<String> {
     fault.or_else(|| several().then(|| "there is more than one trigger of type traffic; keep one".to_owned()))
 }
 
+/// What triggers say that means nothing and is ignored, with what would mean something.
+pub fn ignored(spec: &ElastiServiceSpec) -> Option<String> {
+    let known = PrometheusMetadata::KEYS;
+    let triggers = spec.triggers.iter().flatten().filter(|trigger| trigger.type_ == "prometheus");
+    let keys =
+        triggers.filter_map(|trigger| trigger.metadata.as_ref().and_then(serde_json::Value::as_object)).flatten();
+    let unknown: Vec<&str> = keys.map(|(key, _)| key.as_str()).filter(|key| !known.contains(key)).collect();
+    (!unknown.is_empty()).then(|| {
+        let (unknown, known) = (unknown.join(", "), known.join(", "));
+        format!("metadata of the prometheus trigger has keys that mean nothing: {unknown}; known are {known}")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,8 +107,8 @@ mod tests {
         let good = serde_json::json!({"query": "q", "threshold": "0.5", "serverAddress": "http://p:9090"});
         assert_eq!(fault(&trigger(Some(good))), None);
         assert!(fault(&trigger(None)).unwrap().contains("query"));
-        let unknown_key = serde_json::json!({"query": "q", "threshold": 1, "treshold": 2});
-        assert!(fault(&trigger(Some(unknown_key))).unwrap().contains("treshold"));
+        let misspelt = serde_json::json!({"query": "q", "treshold": 2});
+        assert!(fault(&trigger(Some(misspelt))).unwrap().contains("threshold"));
         let both = serde_json::json!({
             "query": "q", "threshold": 1, "headers": {"authorization": "x"}, "authorizationSecret": {"name": "a", "key": "b"},
         });
@@ -104,20 +117,48 @@ mod tests {
         assert!(fault(&trigger(Some(no_ca))).unwrap().contains("tls.ca"));
         assert!(fault(&ScaleTrigger { type_: "moon".into(), metadata: None }).unwrap().contains("moon"));
         let traffic = |metadata| ScaleTrigger { type_: "traffic".into(), metadata };
-        for good in
-            [None, Some(serde_json::json!({"idleConnections": "hold", "ignoreSources": ["10.0.0.0/8", "fd00::1"]}))]
-        {
+        for good in [
+            None,
+            Some(serde_json::json!({
+                "idleConnections": "hold", "minConnections": 2, "ignoreUserAgents": ["kube-probe/"],
+                "ignoreSources": [
+                    "10.0.0.0/8", "fd00::1", {"podSelector": {"matchLabels": {"app": "x"}}, "namespace": "n"},
+                ],
+            })),
+        ] {
             assert_eq!(fault(&traffic(good)), None);
         }
         for (bad, named) in [
             (serde_json::json!({"idleConnection": "hold"}), "idleConnections"),
             (serde_json::json!({"idleConnections": "keep"}), "ignore or hold"),
             (serde_json::json!({"ignoreSources": ["10.0.0.0/40"]}), "10.0.0.0/40"),
-            (serde_json::json!({"ignoreSources": "10.0.0.0/8"}), "ignoreSources"),
+            (serde_json::json!({"ignoreSources": "10.0.0.0/8"}), "sequence"),
+            (serde_json::json!({"ignoreSources": [{"podSelector": {}}]}), "podSelector"),
+            (serde_json::json!({"ignoreSources": [{"podSelector": {"labels": {"app": "x"}}}]}), "podSelector"),
+            (serde_json::json!({"ignoreSources": [{"selector": {"matchLabels": {"app": "x"}}}]}), "podSelector"),
+            (serde_json::json!({"ignoreUserAgents": [""]}), "ignoreUserAgents"),
+            (serde_json::json!({"minConnections": 2}), "minConnections"),
+            (serde_json::json!({"idleConnections": "hold", "minConnections": 0}), "1 or more"),
+            (serde_json::json!({"idleConnections": "hold", "minConnections": -1}), "u32"),
         ] {
             let told = fault(&traffic(Some(bad))).unwrap();
-            assert!(told.contains(named) || told.contains("sequence"), "{told}");
+            assert!(told.contains(named), "{told}");
         }
+    }
+
+    #[test]
+    fn keys_of_prometheus_that_mean_nothing_are_named_and_no_fault() {
+        let spec = |metadata| ElastiServiceSpec {
+            triggers: Some(vec![ScaleTrigger { type_: "prometheus".into(), metadata: Some(metadata) }]),
+            ..ElastiServiceSpec::default()
+        };
+        let known: serde_json::Map<_, _> =
+            PrometheusMetadata::KEYS.map(|key| (key.to_owned(), serde_json::Value::Null)).into_iter().collect();
+        assert_eq!(ignored(&spec(known.into())), None);
+        let odd = spec(serde_json::json!({"query": "q", "threshold": 1, "uptimeFliter": "x"}));
+        assert_eq!(fault(&odd), None);
+        let told = ignored(&odd).unwrap();
+        assert!(told.contains("nothing: uptimeFliter;") && told.contains("uptimeFilter"), "{told}");
     }
 
     #[test]

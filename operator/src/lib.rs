@@ -28,6 +28,7 @@ pub mod resolvers;
 pub mod schedule;
 pub mod scope;
 pub mod slices;
+pub mod sources;
 pub mod target;
 #[cfg(test)]
 mod testing;

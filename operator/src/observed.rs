@@ -2,7 +2,7 @@
 //!
 //! The types here are the trimmed form in which the caches keep Kubernetes objects; they hold no client and do no I/O.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
@@ -252,6 +252,8 @@ pub struct Observed<'a> {
     pub pods: Vec<Arc<Pod>>,
     /// The addresses of the target's pods that are not about to end, ready or not, each once.
     pub endpoints: Vec<PodEndpoint>,
+    /// Addresses of the pods whose connections the trigger `traffic` ignores.
+    pub ignored_pods: BTreeSet<IpAddr>,
     /// Our slices, of this and of former Services of the ElastiService.
     pub slices: Vec<ResolverSlice>,
     /// Former private Services of the ElastiService, by name.

@@ -69,7 +69,8 @@ pub const PERMISSIONS: &[Permission] = &[
     watched("apps", "deployments/scale", &["get", "patch"]),
     watched("apps", "statefulsets/scale", &["get", "patch"]),
     watched("argoproj.io", "rollouts/scale", &["get", "patch"]),
-    // controller::apply: why a target does not get ready, asked only when it takes long; pods: when one is waited for.
+    // controller::apply: why a target does not get ready, asked only when it takes long; pods: when one is
+    // waited for; sources: those that triggers ignore.
     watched("", "pods", &["list", "watch"]),
     // controller: events; a repeated one is patched into a series.
     watched("events.k8s.io", "events", &["create", "patch"]),

@@ -3,14 +3,32 @@
 use elasti_api::probe::{Look, ProbeRule, ProbeRules};
 use elasti_api::v1alpha1::{ElastiServiceSpec, ProbeResponse};
 
-/// The rules of an ElastiService, in order.
+use crate::idleness;
+
+/// The status of the answer to clients that shall wake nothing, where no other rule answers: the truth.
+const ASLEEP: u16 = 503;
+
+/// The rules of an ElastiService, in order: `probeResponse`, then what the trigger `traffic` ignores.
 pub fn rules(spec: &ElastiServiceSpec) -> Vec<ProbeRule> {
-    spec.probe_response.iter().flatten().map(rule).collect()
+    let agents = idleness::traffic::trigger(spec).map(|trigger| trigger.ignored_agents).unwrap_or_default();
+    spec.probe_response.iter().flatten().map(rule).chain(ignoring(&agents)).collect()
+}
+
+/// The rule for clients whose `User-Agent` begins with one of these words.
+fn ignoring(agents: &[String]) -> Option<ProbeRule> {
+    let words: Vec<String> = agents.iter().map(|agent| regex::escape(agent)).collect();
+    (!words.is_empty()).then(|| ProbeRule {
+        method: None,
+        path: None,
+        headers: vec![("user-agent".to_owned(), Look::Expression(format!("^(?:{})", words.join("|"))))],
+        query: Vec::new(),
+        status: ASLEEP,
+        body: "the target sleeps\n".to_owned(),
+    })
 }
 
 /// What is wrong with the first rule that is faulty.
 pub fn fault(spec: &ElastiServiceSpec) -> Option<String> {
-    spec.probe_response.as_ref()?;
     ProbeRules::new(rules(spec)).1.into_iter().next()
 }
 
@@ -44,6 +62,9 @@ fn look((name, type_, value): (&String, &Option<String>, &String)) -> (String, L
 
 #[cfg(test)]
 mod tests {
+    use elasti_api::probe::Question;
+    use elasti_api::v1alpha1::ScaleTrigger;
+
     use super::*;
 
     fn spec(rules: &serde_json::Value) -> ElastiServiceSpec {
@@ -70,6 +91,24 @@ mod tests {
         assert_eq!(rules[1].headers, [("a".to_owned(), Look::Exact("b".into()))]);
         assert_eq!(rules[1].query, [("q".to_owned(), Look::Expression(".".into()))]);
         assert_eq!(rules[2].path, Some(Look::PathPrefix("/".into())));
+    }
+
+    #[test]
+    fn clients_that_are_ignored_are_told_the_truth_unless_a_rule_says_otherwise() {
+        let mut spec =
+            spec(&serde_json::json!([{"path": {"value": "/healthz"}, "response": {"status": 200, "body": ""}}]));
+        let metadata = serde_json::json!({"ignoreUserAgents": ["kube-probe/", "a(b"]});
+        spec.triggers = Some(vec![ScaleTrigger { type_: "traffic".into(), metadata: Some(metadata) }]);
+        let (rules, faults) = ProbeRules::new(rules(&spec));
+        assert!(faults.is_empty(), "{faults:?}");
+        let status = |path, agent: &'static str| {
+            let header = move |name: &str| (name == "user-agent").then_some(agent.into()).into_iter();
+            rules.answer(Question { method: "GET", path, query: None }, header).map(|rule| rule.status)
+        };
+        assert_eq!(status("/healthz", "kube-probe/1.34"), Some(200));
+        assert_eq!(status("/metrics", "kube-probe/1.34"), Some(ASLEEP));
+        assert_eq!(status("/", "a(b"), Some(ASLEEP));
+        assert_eq!(status("/", "curl kube-probe/"), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What is spoken on a Service port, as far as anybody has said: the ElastiService, else the Service port's
 //! `appProtocol`, else its name. Pure; [`crate::plan`] tells it to resolvers, which find out the rest.
 
-use elasti_api::message::Protocol;
+use elasti_api::message::{Protocol, Wakes};
 use elasti_api::v1alpha1::{ElastiServiceSpec, PortSpec};
 
 use crate::observed::ServicePort;
@@ -29,6 +29,10 @@ const TCP: [&str; 15] = [
     "ssh",
 ];
 
+/// Words for protocols whose server speaks first, from IANA's list.
+const SERVER_FIRST: [&str; 11] =
+    ["ftp", "imap", "imap2", "imap4", "mariadb", "mysql", "nntp", "pop3", "smtp", "ssh", "submission"];
+
 /// What `spec` says of the port with this number.
 pub fn port_spec(spec: &ElastiServiceSpec, port: u16) -> Option<&PortSpec> {
     spec.ports.iter().flatten().find(|spec| spec.port == port)
@@ -42,23 +46,56 @@ pub fn protocol(spec: &ElastiServiceSpec, port: &ServicePort) -> Protocol {
         Some(_) => return Protocol::Auto,
         None => {}
     }
-    // A port may be named `grpc` or `grpc-internal`: the word before the dash counts, as meshes read it.
-    let name = port.name.to_ascii_lowercase();
-    let prefix = name.split('-').next().unwrap_or_default();
-    let said = port.app_protocol.as_deref().map(str::to_ascii_lowercase);
-    let word = said.as_deref().unwrap_or(prefix);
-    if HTTP.contains(&word) {
+    let word = word(port);
+    if HTTP.contains(&word.as_str()) {
         Protocol::Http
-    } else if TCP.contains(&word) {
+    } else if TCP.contains(&word.as_str()) {
         Protocol::Tcp
     } else {
         Protocol::Auto
     }
 }
 
+/// What a client of `port` does that wakes the target.
+pub fn wakes(spec: &ElastiServiceSpec, port: &ServicePort) -> Wakes {
+    match spec.wake.as_ref().and_then(|wake| wake.on.as_deref()) {
+        Some("data") => Wakes::Data,
+        Some("auto") => match protocol(spec, port) {
+            Protocol::Http => Wakes::Data,
+            _ if SERVER_FIRST.contains(&word(port).as_str()) => Wakes::Connection,
+            Protocol::Auto | Protocol::Tcp => Wakes::DataOrSilence,
+        },
+        _ => Wakes::Connection,
+    }
+}
+
+/// The word that names what is spoken. A port may be named `grpc` or `grpc-internal`: the word before the dash counts, as meshes
+/// read it.
+fn word(port: &ServicePort) -> String {
+    let name = port.name.split('-').next().unwrap_or_default();
+    port.app_protocol.as_deref().unwrap_or(name).to_ascii_lowercase()
+}
+
 #[cfg(test)]
 mod tests {
+    use elasti_api::v1alpha1::Wake;
+
     use super::*;
+
+    #[test]
+    fn what_wakes_follows_the_field_and_with_auto_what_is_spoken() {
+        let wakes = |on: Option<&str>, name: &str| {
+            let wake = Some(Wake { on: on.map(str::to_owned) });
+            let port = ServicePort { name: name.into(), port: 80, app_protocol: None };
+            wakes(&ElastiServiceSpec { wake, ..ElastiServiceSpec::default() }, &port)
+        };
+        assert_eq!(wakes(None, "http"), Wakes::Connection);
+        assert_eq!(wakes(Some("connection"), "http"), Wakes::Connection);
+        assert_eq!(wakes(Some("data"), "mysql"), Wakes::Data);
+        let auto = ["http", "mysql-read", "SMTP", "redis", ""].map(|name| wakes(Some("auto"), name));
+        let (connection, silence) = (Wakes::Connection, Wakes::DataOrSilence);
+        assert_eq!(auto, [Wakes::Data, connection, connection, silence, silence]);
+    }
 
     fn spoken(name: &str, app_protocol: Option<&str>, field: Option<&str>) -> Protocol {
         let spec = ElastiServiceSpec {

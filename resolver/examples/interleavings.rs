@@ -36,6 +36,8 @@ use crate::service::{PortView, Service, View};
 /// Orders that are tried, by chance, of each.
 const ORDERS: usize = 5_000;
 
+const CLIENT: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
 fn main() {
     let checks: [(&str, fn()); 5] = [
         ("operators are told last what is held last", operators_are_told_last_what_is_held_last),
@@ -106,7 +108,7 @@ fn no_more_are_held_than_may_be() {
                 assert!(service.traffic().held <= 1);
                 if let Ok(held) = held {
                     held.reached();
-                    let forwarding = service.forward();
+                    let forwarding = service.forward(CLIENT);
                     assert!(service.traffic().forwarding > 0);
                     drop(forwarding);
                     return 1;

@@ -2,20 +2,21 @@
 //! refused in the words of its protocol. Nothing is read from it before it has reached the target: what it has sent
 //! waits in the kernel.
 //!
-//! A silent client is never judged by a clock: whoever speaks first, client or target, shows what is spoken.
+//! A silent client of a target that stands by is never judged by a clock: whoever speaks first, client or target, shows what is
+//! spoken. Only where a bare connection shall not wake a target is it waited for what the client does ([`Wakes`]).
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use elasti_api::message::Protocol;
+use elasti_api::message::{Protocol, SILENCE, Wakes};
 use rustix::net::RecvFlags;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -29,9 +30,8 @@ use crate::service::Service;
 /// A client that is refused has this long to show what it speaks: its first packet is on its way, or there is none.
 const REFUSAL_PATIENCE: Duration = Duration::from_millis(100);
 
-/// Where some requests are answered in place of the target and it is not known that HTTP is spoken, a client that has shown
-/// nothing for this long is taken for one that waits for the target to speak. A health check sends with its connection.
-const PROBE_PATIENCE: Duration = Duration::from_millis(200);
+/// How long clients that have not said anything are kept when the resolver is leaving: connected anew, they lose nothing.
+const LEAVE_SILENT: Duration = Duration::from_secs(5);
 
 /// Clients that are refused in the words of their protocol at once, over all Services; others are reset. Fewer than
 /// [`crate::capacity`] leaves open files for, since it refuses when these run out.
@@ -106,35 +106,39 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
 ///
 /// Tasks run this future itself: one that awaited it would hold it twice, before the first poll and after.
 pub async fn serve<P>(service: Arc<Service>, port: u16, stream: TcpStream, context: Arc<Context>, place: P) {
-    let (_place, since) = (place, Instant::now());
+    let _place = place;
+    let mut since = Instant::now();
     let Ok(client) = Client::of(&stream, &service, port) else {
         service.close(Closed::ClientLeft);
         return;
     };
-    let protocol = said(&service, port);
-    let (policy, probed) = {
+    let (protocol, wakes, policy, probed) = {
         let views = service.views();
         let view = views.borrow();
-        (view.hold, view.probes.is_some())
+        let (protocol, wakes) = view.ports.get(&port).map(|port| (port.protocol, port.wakes)).unwrap_or_default();
+        (protocol, wakes, view.hold, view.probes.is_some())
     };
-    if probed && protocol != Protocol::Tcp {
-        let asked = tokio::select! {
+    if wakes != Wakes::Connection {
+        // Boxed: a connection that is held has no use for the room.
+        let done = Box::pin(first_deed(&stream, &service, port, wakes, policy.timeout, &context.leaving));
+        let done = tokio::select! {
             biased;
-            () = context.ended.cancelled() => Asked::Nothing,
-            asked = asked(&stream, protocol) => asked,
+            () = context.ended.cancelled() => Err(Closed::Shutdown),
+            done = done => done,
         };
-        match asked {
-            Asked::Http(spoken) => {
+        match done {
+            Ok(Some(spoken @ (Spoken::Http1 | Spoken::Http2))) if probed => {
                 // Whether it is traffic is known request by request.
                 service.metrics().accepted.inc();
                 let session = Session { service, port, client, context };
                 return Box::pin(http::serve(spoken, stream, None, session)).await;
             }
-            Asked::Nothing => return service.close(Closed::ClientLeft),
-            Asked::Other => {}
+            Ok(_) => {}
+            Err(reason) => return service.close(reason),
         }
+        since = Instant::now();
     }
-    service.accept();
+    service.accept(client.address.ip());
     if let Some(most) = policy.max_buffered_bytes {
         buffer(&stream, most as usize);
     }
@@ -158,7 +162,7 @@ pub async fn serve<P>(service: Arc<Service>, port: u16, stream: TcpStream, conte
     if policy.max_buffered_bytes.is_some() {
         buffer(&stream, FORWARDED_BUFFER);
     }
-    let forwarding = service.forward();
+    let forwarding = service.forward(client.address.ip());
     let spoken = tokio::select! {
         biased;
         () = context.ended.cancelled() => Spoken::Bytes,
@@ -286,28 +290,34 @@ async fn first_speaker(client: &TcpStream, target: &TcpStream, said: Protocol) -
     }
 }
 
-/// What a client asks for, where some requests are answered in place of the target.
-enum Asked {
-    /// Requests of HTTP.
-    Http(Spoken),
-    /// Nothing: it has left, or the resolver ends.
-    Nothing,
-    /// Something else, or it has not said.
-    Other,
-}
-
-async fn asked(stream: &TcpStream, said: Protocol) -> Asked {
-    let shown = shown(stream, said);
-    let shown = if said == Protocol::Http {
-        shown.await
-    } else {
-        let Ok(shown) = timeout(PROBE_PATIENCE, shown).await else { return Asked::Other };
-        shown
+/// Waits until a client has done what wakes its target, and says what it speaks if it has shown that; or until clients can reach
+/// the target directly, or the port is gone: then it is treated as any other. Until then it has no place and is no traffic.
+async fn first_deed(
+    stream: &TcpStream,
+    service: &Service,
+    port: u16,
+    wakes: Wakes,
+    most: Duration,
+    leaving: &CancellationToken,
+) -> Result<Option<Spoken>, Closed> {
+    let mut views = service.views();
+    let silence = async {
+        match wakes {
+            Wakes::Data => std::future::pending().await,
+            Wakes::Connection | Wakes::DataOrSilence => sleep(SILENCE).await,
+        }
     };
-    match shown {
-        Ok(Some(spoken @ (Spoken::Http1 | Spoken::Http2))) => Asked::Http(spoken),
-        Ok(Some(Spoken::Bytes)) => Asked::Other,
-        Ok(None) | Err(_) => Asked::Nothing,
+    let left = async {
+        leaving.cancelled().await;
+        sleep(LEAVE_SILENT).await;
+    };
+    tokio::select! {
+        biased;
+        shown = shown(stream, said(service, port)) => shown.ok().flatten().map(Some).ok_or(Closed::ClientLeft),
+        () = silence => Ok(None),
+        _ = views.wait_for(|view| view.direct || !view.ports.contains_key(&port)) => Ok(None),
+        () = left => Err(Closed::Shutdown),
+        () = sleep(most) => Err(Closed::Timeout),
     }
 }
 

@@ -212,7 +212,7 @@ async fn forward_bytes(session: &Session, stream: TcpStream, unread: &[u8]) {
         }
     };
     let Ok((target, place)) = sent else { return forward::reset(&stream) };
-    let counted = (service.forward(), place);
+    let counted = (service.forward(client.address.ip()), place);
     forward::copy(stream, target, &context.pipes, &service.metrics().bytes, &context.ended).await;
     drop(counted);
 }
@@ -254,7 +254,7 @@ impl Exchange {
             }
             return Ok(response);
         }
-        service.request();
+        service.request(client.address.ip());
         let grpc = answer::is_grpc(request.headers());
         let (mut parts, body) = request.into_parts();
         headers::forward_request(&mut parts, client.address);
@@ -287,7 +287,7 @@ impl Exchange {
             }
         };
         service.metrics().answered(response.status(), since.elapsed().as_secs_f64());
-        let forwarding = (place, service.forward());
+        let forwarding = (place, service.forward(client.address.ip()));
         let tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS || connect && response.status().is_success();
         let (mut parts, body) = response.into_parts();
         headers::strip(&mut parts.headers);

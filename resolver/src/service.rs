@@ -4,12 +4,13 @@
 //! connection leaves a count wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use elasti_api::message::{HoldPolicy, Protocol};
+use elasti_api::cidr::Cidr;
+use elasti_api::message::{HoldPolicy, Protocol, Wakes};
 use elasti_api::probe::ProbeRules;
 use elasti_api::readiness::StartingPod;
 use tokio::sync::watch;
@@ -37,6 +38,8 @@ pub struct View {
     pub starting: Arc<[Starting]>,
     /// How many resolvers ask these pods.
     pub asking: u32,
+    /// Clients that are no traffic: they wake the target as all do, but keep none awake.
+    pub ignored: Arc<[Cidr]>,
 }
 
 /// A pod that may be ready before the operators know it.
@@ -59,6 +62,8 @@ pub struct PortView {
     pub protocol: Protocol,
     /// Connections to the target begin with a PROXY protocol header.
     pub proxy_protocol: bool,
+    /// What a client must have done before its connection is held, or forwarded while the target is intercepted.
+    pub wakes: Wakes,
     /// What clients have dialled: the Service's cluster IPs with the port of the Service.
     pub destinations: Arc<[SocketAddr]>,
 }
@@ -222,15 +227,20 @@ impl Service {
         }
     }
 
-    /// Counts an accepted connection.
-    pub fn accept(&self) {
-        self.accepted.fetch_add(1, Ordering::Relaxed);
+    /// Whether what this client does is traffic.
+    fn counts(&self, client: IpAddr) -> bool {
+        !self.view.borrow().ignored.iter().any(|ignored| ignored.contains(client))
+    }
+
+    /// Counts an accepted connection of this client.
+    pub fn accept(&self, client: IpAddr) {
+        self.accepted.fetch_add(self.counts(client).into(), Ordering::Relaxed);
         self.metrics().accepted.inc();
     }
 
     /// Counts a request of HTTP. It is traffic as a new connection is.
-    pub fn request(&self) {
-        self.accepted.fetch_add(1, Ordering::Relaxed);
+    pub fn request(&self, client: IpAddr) {
+        self.accepted.fetch_add(self.counts(client).into(), Ordering::Relaxed);
         self.metrics().requests.inc();
     }
 
@@ -264,11 +274,12 @@ impl Service {
         Ok(Held(Arc::clone(self), accepted))
     }
 
-    /// Counts a connection as forwarded until the guard goes.
-    pub fn forward(self: &Arc<Self>) -> Forwarding {
-        self.forwarding.fetch_add(1, Ordering::Relaxed);
+    /// Counts a connection of this client as forwarded until the guard goes.
+    pub fn forward(self: &Arc<Self>, client: IpAddr) -> Forwarding {
+        let counted = self.counts(client).into();
+        self.forwarding.fetch_add(counted, Ordering::Relaxed);
         self.metrics().forwarding.inc();
-        Forwarding(Arc::clone(self))
+        Forwarding { service: Arc::clone(self), counted }
     }
 
     /// Counts a connection that never reached the target.
@@ -386,12 +397,16 @@ impl Drop for Held {
 /// Counts a connection as forwarded.
 #[derive(Debug)]
 #[must_use]
-pub struct Forwarding(Arc<Service>);
+pub struct Forwarding {
+    service: Arc<Service>,
+    /// One, or none when it is no traffic.
+    counted: u32,
+}
 
 impl Drop for Forwarding {
     fn drop(&mut self) {
-        self.0.forwarding.fetch_sub(1, Ordering::Relaxed);
-        self.0.metrics().forwarding.dec();
+        self.service.forwarding.fetch_sub(self.counted, Ordering::Relaxed);
+        self.service.metrics().forwarding.dec();
     }
 }
 
@@ -399,6 +414,8 @@ impl Drop for Forwarding {
 mod tests {
     use super::*;
     use crate::report::Board;
+
+    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
     fn service() -> (Arc<Service>, watch::Receiver<bool>) {
         let board = Board::default();
@@ -431,7 +448,8 @@ mod tests {
         assert_eq!(service.hold(Instant::now(), 1).err(), Some(Closed::Limit));
         assert_eq!((service.traffic().held, service.metrics().held.get()), (1, 1));
         held.reached();
-        let forwarding = service.forward();
+        let client = "10.0.0.1".parse().unwrap();
+        let forwarding = service.forward(client);
         assert_eq!(service.traffic(), Traffic { held: 0, forwarding: 1, accepted: 0 });
         drop(forwarding);
         assert_eq!((service.traffic().forwarding, service.metrics().forwarding.get()), (0, 0));
@@ -470,16 +488,36 @@ mod tests {
         let service = |name| Arc::new(Service::new("n", name, metrics.clone(), Board::default().news()));
         let (used, unused) = (service("used"), service("unused"));
         assert_eq!(told(), idle);
-        used.accept();
+        used.accept(CLIENT);
         assert!(told() > idle, "zeros too, so that what rises can be seen");
         for service in [used, unused] {
             service.remove();
-            service.accept();
+            service.accept(CLIENT);
             service.metrics().waits();
             service.metrics().waited(0.1);
             service.metrics().answered(http::StatusCode::OK, 0.1);
         }
         assert_eq!(told(), idle);
+    }
+
+    #[test]
+    fn what_an_ignored_client_does_is_no_traffic() {
+        let (service, _news) = service();
+        service.set(View { ignored: ["10.0.0.0/8".parse().unwrap()].into(), ..View::default() });
+        let [ignored, other] = ["10.1.2.3", "192.168.0.1"].map(|client| client.parse().unwrap());
+        service.accept(ignored);
+        service.request(ignored);
+        let forwarding = service.forward(ignored);
+        assert_eq!(service.traffic(), Traffic::default());
+        assert_eq!(service.metrics().forwarding.get(), 1);
+        // It is counted as it was when it began.
+        service.set(View::default());
+        service.accept(other);
+        let counted = service.forward(other);
+        drop(forwarding);
+        assert_eq!(service.traffic(), Traffic { held: 0, forwarding: 1, accepted: 1 });
+        drop(counted);
+        assert_eq!((service.traffic().forwarding, service.metrics().forwarding.get()), (0, 0));
     }
 
     #[test]

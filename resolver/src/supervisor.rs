@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use elasti_api::message::{HEARTBEAT_TIMEOUT, Mode, OperatorMessage, ServiceState};
+use elasti_api::message::{HEARTBEAT_TIMEOUT, Mode, OperatorMessage, PortState, Protocol, ServiceState, Wakes};
 use elasti_api::probe::ProbeRules;
 use elasti_runtime::admin::Readiness;
 use tokio::sync::mpsc;
@@ -366,6 +366,7 @@ fn view(state: &ServiceState, probes: Option<Arc<ProbeRules>>, phase: Phase) -> 
             targets: if holding { Arc::default() } else { fallback::targets(state, port, phase) },
             protocol: port.protocol,
             proxy_protocol: port.proxy_protocol,
+            wakes: wakes(port, probes.is_some()),
             destinations: state.cluster_ips.iter().map(|ip| SocketAddr::new(*ip, port.port)).collect(),
         };
         (port.interception_port, view)
@@ -385,7 +386,17 @@ fn view(state: &ServiceState, probes: Option<Arc<ProbeRules>>, phase: Phase) -> 
         direct: state.mode == Mode::Serve,
         starting: starting.collect(),
         asking: state.asking,
+        ignored: state.tracking.iter().flat_map(|tracking| &tracking.ignore_sources).copied().collect(),
         probes,
+    }
+}
+
+/// What a client of `port` must have done. Where some requests are answered in place of the target, its first request decides.
+fn wakes(port: &PortState, probed: bool) -> Wakes {
+    match (port.wakes, port.protocol) {
+        (Wakes::Connection, Protocol::Auto) if probed => Wakes::DataOrSilence,
+        (Wakes::Connection | Wakes::DataOrSilence, Protocol::Http) if probed => Wakes::Data,
+        (wakes, _) => wakes,
     }
 }
 

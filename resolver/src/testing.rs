@@ -1,6 +1,6 @@
 //! What unit tests share.
 
-use elasti_api::message::{HoldPolicy, Mode, PortState, Protocol, ServiceState};
+use elasti_api::message::{HoldPolicy, Mode, PortState, Protocol, ServiceState, Wakes};
 
 /// An intercepted ElastiService with one port, 80, and no backend.
 pub(crate) fn service_state(uid: &str, revision: u64, interception_port: u16) -> ServiceState {
@@ -22,6 +22,7 @@ pub(crate) fn service_state(uid: &str, revision: u64, interception_port: u16) ->
             draining: vec![],
             protocol: Protocol::Auto,
             proxy_protocol: false,
+            wakes: Wakes::default(),
         }],
         draining_pods: vec![],
         starting: vec![],

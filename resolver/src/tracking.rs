@@ -90,6 +90,8 @@ pub struct Tracker {
 struct Service {
     /// When it was last active.
     last: Instant,
+    /// How often that is told.
+    interval: Duration,
     endpoints: BTreeSet<SocketAddr>,
 }
 
@@ -130,7 +132,11 @@ impl Tracker {
         for state in states {
             let Some(tracking) = &state.tracking else { continue };
             let known = self.services.get(&state.uid);
-            let mut service = Service { last: known.map_or(now, |known| known.last), endpoints: BTreeSet::new() };
+            let mut service = Service {
+                last: known.map_or(now, |known| known.last),
+                interval: tracking.report_interval,
+                endpoints: BTreeSet::new(),
+            };
             let ignored: Arc<BTreeSet<Cidr>> = Arc::new(tracking.ignore_sources.iter().copied().collect());
             let here = tracking.nodes.iter().filter(|node| node.node == self.node);
             for told in here.flat_map(|node| &node.endpoints) {
@@ -180,6 +186,7 @@ impl Tracker {
                 open: Some(0),
                 opened: 0,
                 last: service.last,
+                interval: service.interval,
                 unknown: seen.err().map(str::to_owned),
             };
             for address in &service.endpoints {

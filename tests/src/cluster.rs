@@ -21,8 +21,8 @@ pub const PATIENCE: Duration = Duration::from_mins(1);
 /// The nodes, by number from 1.
 pub const NODES: [&str; 2] = ["node1", "node2"];
 
-/// Where the pods live that call.
-const CALLERS: &str = "callers";
+/// Where the pods live that call; each has the name of its node, as its label `caller` too.
+pub const CALLERS: &str = "callers";
 
 /// Runs kubectl and returns its output; panics with its error.
 pub fn kubectl(arguments: &[&str]) -> String {
@@ -337,7 +337,8 @@ pub fn from_pod(node: usize, command: &[&str]) -> String {
         until("the ServiceAccount of the callers", || get(CALLERS, "serviceaccount", "default"));
         for name in NODES {
             apply(&json!({
-                "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": CALLERS},
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": name, "namespace": CALLERS, "labels": {"caller": name}},
                 "spec": {
                     "nodeName": name, "terminationGracePeriodSeconds": 0,
                     "containers": [{
@@ -351,13 +352,6 @@ pub fn from_pod(node: usize, command: &[&str]) -> String {
     let mut arguments = vec!["-n", CALLERS, "exec", NODES[node - 1], "--"];
     arguments.extend(command);
     kubectl(&arguments)
-}
-
-/// The address of the calling pod of a node, numbered from 1.
-pub fn caller_address(node: usize) -> IpAddr {
-    from_pod(node, &["true"]);
-    let pod = get(CALLERS, "pod", NODES[node - 1]).expect("the calling pod is there");
-    pod["status"]["podIP"].as_str().expect("an address").parse().expect("an address")
 }
 
 /// Sends bytes as a process of node 1's host and returns the answer up to its end, or to `enough` bytes.

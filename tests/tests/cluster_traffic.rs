@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use elasti_tests::cluster::{HTTP, Sandbox, Target, caller_address, from_host, from_pod, until};
+use elasti_tests::cluster::{CALLERS, HTTP, NODES, Sandbox, Target, from_host, from_pod, metric, until};
 use serde_json::{Value, json};
 
 /// Address of node 2 in its cluster's network.
@@ -35,22 +35,46 @@ fn pod_address(sandbox: &Sandbox, target: &Target) -> IpAddr {
 #[test]
 fn a_target_sleeps_when_only_kubelet_and_an_ignored_scraper_talk_to_it() {
     let sandbox = Sandbox::new("scraped");
-    let target = target("web", &json!({"ignoreSources": [caller_address(2).to_string()]}));
+    let scraper = json!({"namespace": CALLERS, "podSelector": {"matchLabels": {"caller": NODES[1]}}});
+    let target = target("web", &json!({"ignoreSources": [scraper]}));
     sandbox.target(&target);
     let url = format!("http://{}/", pod_address(&sandbox, &target));
-    let mut scrapes = 0;
+    let mut count = 0;
     until("the target is intercepted", || {
         if sandbox.mode(&target).as_deref() == Some("proxy") {
             return Some(());
         }
         assert!(from_pod(2, &["curl", "-sS", "--max-time", "5", &url]).starts_with("nginx on"));
-        scrapes += 1;
+        count += 1;
         None
     });
-    assert!(scrapes > 1, "it was scraped all the time");
+    assert!(count > 1, "it was scraped all the time");
     sandbox.asleep(&target);
     let url = format!("http://{}/", sandbox.cluster_address(&target, 80));
     assert!(from_pod(1, &["curl", "-sS", "--max-time", "60", &url]).starts_with("nginx on"), "and wakes");
+}
+
+#[test]
+fn a_load_balancers_bare_connections_wake_nothing_and_data_or_silence_does() {
+    let sandbox = Sandbox::new("bare");
+    let target = |mut target: Target| {
+        target.spec = json!({"wake": {"on": "auto"}});
+        sandbox.sleeping_target(&target);
+        target
+    };
+    let (web, greeter) = (target(Target::nginx("web")), target(Target::greeter("greeter")));
+    let left = || metric("elasti_resolver_closed_connections_total", "namespace=\"test-bare\",reason=\"client_left\"");
+    let before = left();
+    let node_port = SocketAddr::new(NODE2.parse().unwrap(), sandbox.node_port(&web, 80));
+    for address in [sandbox.cluster_address(&web, 80), node_port] {
+        drop(TcpStream::connect(address).unwrap());
+    }
+    until("both were seen to leave", || (left() >= before + 2.0).then_some(()));
+    let woken = sandbox.elasti_service(&web).unwrap()["status"]["lastScaledUpTime"].clone();
+    assert_eq!((sandbox.pods(&web).len(), woken), (0, Value::Null));
+    assert!(from_host(node_port, HTTP, 4096).contains("nginx on"));
+    // It waits for the server to speak first.
+    assert_eq!(from_host(sandbox.cluster_address(&greeter, 2525), b"", 9), "220 ready");
 }
 
 /// Ends all calls when it goes.

@@ -40,6 +40,7 @@ const REQUIRED: &[&str] = &[
     "kubelets_probes_of_an_ending_pod_wake_nothing",
     "a_target_sleeps_when_only_kubelet_and_an_ignored_scraper_talk_to_it",
     "a_target_stays_awake_while_anybody_talks_to_it_and_sleeps_when_nobody_does",
+    "a_load_balancers_bare_connections_wake_nothing_and_data_or_silence_does",
     "fault_1_a_rollout_of_the_resolvers_loses_no_request",
     "fault_1_a_resolver_that_is_deleted_loses_no_request",
     "fault_2_a_killed_resolver_is_replaced_by_another_within_a_second",

@@ -29,6 +29,27 @@ impl Cidr {
     pub fn prefix(&self) -> u8 {
         self.prefix
     }
+
+    /// Whether this is one of its addresses. IPv4 is not taken for IPv6, in whatever form.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let shift = |bits: u32| bits - u32::from(self.prefix);
+        match (self.address, address) {
+            (IpAddr::V4(own), IpAddr::V4(other)) => {
+                (u32::from(own) ^ u32::from(other)).checked_shr(shift(32)).unwrap_or(0) == 0
+            }
+            (IpAddr::V6(own), IpAddr::V6(other)) => {
+                (u128::from(own) ^ u128::from(other)).checked_shr(shift(128)).unwrap_or(0) == 0
+            }
+            _ => false,
+        }
+    }
+}
+
+impl From<IpAddr> for Cidr {
+    /// The range of this address alone.
+    fn from(address: IpAddr) -> Self {
+        Self { address, prefix: if address.is_ipv4() { 32 } else { 128 } }
+    }
 }
 
 impl FromStr for Cidr {
@@ -94,6 +115,26 @@ mod tests {
             ("::1/0", "::/0"),
         ] {
             assert_eq!(text.parse::<Cidr>().unwrap().to_string(), form);
+        }
+    }
+
+    #[test]
+    fn a_range_contains_its_addresses_and_no_others() {
+        for (range, address, contained) in [
+            ("10.1.0.0/16", "10.1.255.3", true),
+            ("10.1.0.0/16", "10.2.0.0", false),
+            ("10.1.0.7", "10.1.0.7", true),
+            ("10.1.0.7", "10.1.0.6", false),
+            ("0.0.0.0/0", "255.1.2.3", true),
+            ("fd00::/64", "fd00::ffff", true),
+            ("fd00::/64", "fd00:0:0:1::", false),
+            ("::/0", "10.1.0.7", false),
+        ] {
+            assert_eq!(
+                range.parse::<Cidr>().unwrap().contains(address.parse().unwrap()),
+                contained,
+                "{range} {address}"
+            );
         }
     }
 

@@ -34,11 +34,20 @@ pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
 /// this has other troubles, and the address must be free for the next pod soon.
 pub const DRAINING_LIFETIME: Duration = Duration::from_secs(3);
 
-/// While connections come or carry data, [`ResolverMessage::Activity`] is sent no more often than this.
+/// While connections come or carry data, [`ResolverMessage::Activity`] is sent no more often than this, and as often where it
+/// matters: while a target is intercepted.
 pub const ACTIVITY_INTERVAL: Duration = Duration::from_secs(2);
 
-/// By how much what an operator knows of connections to pods may lag behind: sockets are looked at every second, and told of
-/// within [`ACTIVITY_INTERVAL`]; the rest is for the way.
+/// The longest [`Tracking::report_interval`].
+pub const ACTIVITY_INTERVAL_MAX: Duration = Duration::from_secs(30);
+
+/// How often activity is told of a target that clients reach directly: often enough that it cannot seem idle for a cooldown.
+pub fn report_interval(cooldown: Duration) -> Duration {
+    (cooldown / 10).clamp(ACTIVITY_INTERVAL, ACTIVITY_INTERVAL_MAX)
+}
+
+/// By how much what an operator knows of connections to pods may lag behind while the target is intercepted: sockets are looked at
+/// every second, and told of within [`ACTIVITY_INTERVAL`]; the rest is for the way.
 pub const ACTIVITY_LAG: Duration = Duration::from_secs(4);
 
 /// Whether connections to a Service are intercepted.
@@ -155,6 +164,9 @@ pub struct Tracking {
     /// Clients whose connections do not count.
     #[serde(default)]
     pub ignore_sources: Vec<Cidr>,
+    /// How often activity is told while it lasts; less than [`ACTIVITY_INTERVAL`] stands for that.
+    #[serde(default)]
+    pub report_interval: Duration,
 }
 
 /// The addresses of the target's pods on one node.
@@ -210,7 +222,27 @@ pub struct PortState {
     /// Connections to the target begin with a PROXY protocol v2 header that names the client.
     #[serde(default)]
     pub proxy_protocol: bool,
+    /// What a client does that wakes the target.
+    #[serde(default)]
+    pub wakes: Wakes,
 }
+
+/// What a client of a target at zero does that wakes it. One that leaves before that has never been there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Wakes {
+    /// It connects.
+    #[default]
+    Connection,
+    /// It sends something, or stays for a moment ([`SILENCE`]).
+    DataOrSilence,
+    /// It sends something.
+    Data,
+}
+
+/// A client that has sent nothing for this long waits for the server to speak first; a health check that only connects has
+/// left by then, and one that sends does so at once.
+pub const SILENCE: Duration = Duration::from_millis(200);
 
 /// What is spoken on a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -304,7 +336,7 @@ pub enum ResolverMessage {
     },
     /// What the connections to the pods of an ElastiService on this node do, those of resolvers and probers aside. Sent only where
     /// a state has [`Tracking`] with pods of the node: at the next heartbeat when another answer than before is given to
-    /// whether anything is known or open, else every [`ACTIVITY_INTERVAL`] while there is activity.
+    /// whether anything is known or open, else every [`Tracking::report_interval`] while there is activity.
     Activity {
         /// UID of the ElastiService.
         uid: String,
@@ -413,6 +445,7 @@ mod tests {
                 draining: vec!["10.244.0.8:8080".parse().unwrap()],
                 protocol: Protocol::Http,
                 proxy_protocol: true,
+                wakes: Wakes::Data,
             }],
             draining_pods: vec!["p".into()],
             starting: vec![starting()],
@@ -429,6 +462,7 @@ mod tests {
                     }],
                 }],
                 ignore_sources: vec!["10.0.0.0/8".parse().unwrap()],
+                report_interval: report_interval(Duration::from_mins(1)),
             }),
         }
     }
@@ -439,6 +473,13 @@ mod tests {
         assert_eq!(digest([a, b, c]), digest([c, a, b]));
         assert_ne!(digest([a, b]), digest([a, c]));
         assert_ne!(digest([]), digest([a]));
+    }
+
+    #[test]
+    fn activity_is_told_many_times_in_a_cooldown_and_no_more_often_than_need_be() {
+        for (cooldown, interval) in [(1, 2), (20, 2), (60, 6), (300, 30), (900, 30), (604_800, 30)] {
+            assert_eq!(report_interval(Duration::from_secs(cooldown)), Duration::from_secs(interval));
+        }
     }
 
     #[test]
@@ -482,8 +523,10 @@ mod tests {
         old.as_object_mut().unwrap().remove("drainingPods").unwrap();
         old.as_object_mut().unwrap().remove("tracking").unwrap();
         old["ports"][0].as_object_mut().unwrap().remove("draining").unwrap();
+        old["ports"][0].as_object_mut().unwrap().remove("wakes").unwrap();
         let read: ServiceState = serde_json::from_value(old).unwrap();
         assert!(read.draining_pods.is_empty() && read.ports[0].draining.is_empty());
+        assert_eq!(read.ports[0].wakes, Wakes::Connection);
     }
 
     #[test]

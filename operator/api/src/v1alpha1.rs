@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -86,6 +86,10 @@ pub struct ElastiServiceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<Hold>,
 
+    /// What wakes the target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wake: Option<Wake>,
+
     /// ElastiServices that are woken together with this one, such as that of the database of a frontend. Each sleeps by its own
     /// triggers: one that is awake keeps no other awake.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -102,6 +106,18 @@ pub struct ElastiServiceSpec {
         "x-kubernetes-list-map-keys" = ["port"],
     ))]
     pub ports: Option<Vec<PortSpec>>,
+}
+
+/// What wakes a target.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Wake {
+    /// `connection` (the default): a client connects. `data`: it also sends something; not for protocols whose server speaks
+    /// first. `auto`: it sends something or, where HTTP is not known to be spoken, stays for 200 ms; on ports of protocols
+    /// whose server is known to speak first, it connects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["connection", "data", "auto"]))]
+    pub on: Option<String>,
 }
 
 /// An ElastiService that is woken together with the one that names it.
@@ -189,14 +205,53 @@ pub struct TrafficMetadata {
     /// What an open connection without data means: `ignore` (the default) or `hold`, which keeps the target awake.
     #[serde(default)]
     pub idle_connections: Option<String>,
-    /// Ranges of addresses, such as `10.0.0.0/8`, whose connections do not count.
+    /// With `hold`: fewer open connections than this keep nothing awake. Absent: 1.
     #[serde(default)]
-    pub ignore_sources: Vec<String>,
+    pub min_connections: Option<u32>,
+    /// Clients whose connections do not count.
+    #[serde(default)]
+    pub ignore_sources: Vec<IgnoredSource>,
+    /// Beginnings of `User-Agent` headers of HTTP: what such a client asks for at zero wakes nothing.
+    #[serde(default)]
+    pub ignore_user_agents: Vec<String>,
 }
 
-/// Metadata of a `prometheus` trigger: the target is idle while the query's value is below the threshold.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+/// Clients whose connections do not count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IgnoredSource {
+    /// A range of addresses, such as `10.0.0.0/8`.
+    Range(String),
+    /// Pods.
+    Pods(IgnoredPods),
+}
+
+/// Pods whose connections do not count.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct IgnoredPods {
+    /// Their namespace; absent: that of the ElastiService.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// Their labels.
+    pub pod_selector: LabelSelector,
+}
+
+impl Eq for IgnoredPods {}
+
+impl<'de> Deserialize<'de> for IgnoredSource {
+    /// Not `untagged`, whose errors name no key.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::String(range) => Ok(Self::Range(range)),
+            pods => serde_json::from_value(pods).map(Self::Pods).map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+/// Metadata of a `prometheus` trigger: the target is idle while the query's value is below the threshold. Keys that are not
+/// known are ignored, as KubeElasti does, and told ([`PrometheusMetadata::KEYS`]).
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PrometheusMetadata {
     /// Base address of the Prometheus server; absent: the operator's default address.
     #[serde(default)]
@@ -218,6 +273,12 @@ pub struct PrometheusMetadata {
     /// How the server's certificate is checked; absent: by the authorities that the operator's system trusts.
     #[serde(default)]
     pub tls: Option<TriggerTls>,
+}
+
+impl PrometheusMetadata {
+    /// Its keys.
+    pub const KEYS: [&str; 7] =
+        ["serverAddress", "query", "threshold", "uptimeFilter", "headers", "authorizationSecret", "tls"];
 }
 
 /// One value of a Secret.

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use elasti_api::message::{ACTIVITY_LAG, Tracking};
+use elasti_api::message::{ACTIVITY_INTERVAL, ACTIVITY_LAG, Mode, Tracking, report_interval};
 
 use super::{Planner, Sent};
 use crate::idleness;
@@ -35,7 +35,12 @@ impl Planner<'_> {
     /// What resolvers have to follow.
     pub(super) fn tracking(&self) -> Option<Tracking> {
         let trigger = traffic::trigger(&self.observed.elasti.spec)?;
-        Some(traffic::tracking(&trigger, &self.observed.endpoints))
+        let interval = match self.status().mode {
+            Some(Mode::Serve) => report_interval(self.observed.elasti.spec.cooldown()),
+            // What is told now may end the way down.
+            Some(Mode::Proxy) | None => ACTIVITY_INTERVAL,
+        };
+        Some(traffic::tracking(&trigger, &self.observed.endpoints, &self.observed.ignored_pods, interval))
     }
 
     /// Why the trigger `traffic` cannot tell, once that has lasted.

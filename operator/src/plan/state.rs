@@ -43,6 +43,7 @@ pub(super) fn state(
                 protocol: protocol::protocol(&elasti.spec, port),
                 proxy_protocol: protocol::port_spec(&elasti.spec, port.port)
                     .is_some_and(|spec| spec.proxy_protocol.is_some()),
+                wakes: protocol::wakes(&elasti.spec, port),
             })
         })
         .collect();

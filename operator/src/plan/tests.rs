@@ -1,6 +1,7 @@
 //! Each invariant of the plan, and the life of a Service step by step.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use elasti_api::message::HoldPolicy;
 use elasti_api::v1alpha1::{ElastiService, InterceptedPort, ScaleTrigger};
@@ -41,6 +42,7 @@ struct World {
     draining: Vec<DrainingEndpoint>,
     pods: Vec<std::sync::Arc<k8s_openapi::api::core::v1::Pod>>,
     endpoints: Vec<PodEndpoint>,
+    ignored_pods: BTreeSet<IpAddr>,
     slices: Vec<ResolverSlice>,
     resolvers: Vec<ResolverObserved>,
     triggers: Option<TriggersObserved>,
@@ -96,6 +98,7 @@ impl World {
             draining: vec![],
             pods: vec![],
             endpoints: vec![],
+            ignored_pods: BTreeSet::new(),
             slices: vec![],
             resolvers: vec![],
             triggers: None,
@@ -191,6 +194,7 @@ impl World {
             draining: self.draining.clone(),
             pods: self.pods.clone(),
             endpoints: self.endpoints.clone(),
+            ignored_pods: self.ignored_pods.clone(),
             slices: self.slices.clone(),
             stale_private: vec![],
             resolvers: self.resolvers.clone(),

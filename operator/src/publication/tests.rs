@@ -1,4 +1,4 @@
-use elasti_api::message::{HoldPolicy, MAX_LINE, Mode, PortState, Protocol, decode};
+use elasti_api::message::{HoldPolicy, MAX_LINE, Mode, PortState, Protocol, Wakes, decode};
 use futures::FutureExt;
 
 use super::*;
@@ -133,6 +133,7 @@ fn the_longest_state_fits_a_line() {
             draining: vec![backend; 2000],
             protocol: Protocol::Auto,
             proxy_protocol: false,
+            wakes: Wakes::default(),
         });
         let publication = publication();
         publication.publish(ServiceState {

@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::report::Board;
 
 const PORT: u16 = 1;
+const CLIENT: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 const BACKENDS: u16 = 3;
 const MAX_HELD: u32 = 3;
 const HOLD: Duration = Duration::from_secs(20);
@@ -193,14 +194,14 @@ impl World {
         let fate = Arc::clone(&connection.fate);
         let meets = move |new| *fate.lock().unwrap_or_else(PoisonError::into_inner) = (new, Moment::now());
         tokio::spawn(async move {
-            service.accept();
+            service.accept(CLIENT);
             let client = Client { address: address(9), destination: address(9) };
             let concurrency = &Concurrency::of_connections(concurrency);
             let seeker = Seeker { service: &service, port: PORT, dialer, client, concurrency, since: Instant::now() };
             let reached = ended.run_until_cancelled(reach(&seeker, left.cancelled())).await;
             match reached.unwrap_or(Err(Closed::Shutdown)) {
                 Ok(reached) => {
-                    let forwarding = service.forward();
+                    let forwarding = service.forward(CLIENT);
                     meets(Fate::Forwarded(reached.place.backend()));
                     ended.run_until_cancelled(finish.cancelled()).await;
                     drop((forwarding, reached.place));

@@ -25,6 +25,7 @@ fn state(uid: &str, endpoints: &[(&str, &str, bool)], ignored: &[&str]) -> Servi
             TrackedNode { node: "there".into(), endpoints: elsewhere },
         ],
         ignore_sources: ignored.iter().map(|range| range.parse().unwrap()).collect(),
+        report_interval: Duration::default(),
     };
     ServiceState { tracking: Some(tracking), ..service_state(uid, 1, 20_000) }
 }

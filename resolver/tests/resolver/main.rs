@@ -15,4 +15,5 @@ mod probes;
 mod proxy;
 mod redirects;
 mod streams;
+mod waking;
 mod world;

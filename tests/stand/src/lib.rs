@@ -11,7 +11,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use elasti_api::message::{HoldPolicy, Mode, PortState, Protocol, ServiceState};
+use elasti_api::message::{HoldPolicy, Mode, PortState, Protocol, ServiceState, Wakes};
 
 use crate::operator::{Identity, Operator};
 
@@ -45,6 +45,7 @@ pub fn state(uid: &str, revision: u64, interception_port: u16, backends: &[Socke
             draining: vec![],
             protocol: Protocol::Auto,
             proxy_protocol: false,
+            wakes: Wakes::default(),
         }],
         draining_pods: vec![],
         starting: vec![],

@@ -75,6 +75,8 @@ async fn what_cannot_work_is_refused_with_its_cure() {
         (json!({"minTargetReplicas": 0}), "greater than or equal to 1"),
         (json!({"cooldownPeriod": 604_801}), "less than or equal to 604800"),
         (json!({"cooldownPeriod": -1}), "greater than or equal to 0"),
+        (json!({"minUptime": -1}), "greater than or equal to 0"),
+        (json!({"wake": {"on": "sight"}}), r#"supported values: "connection", "data", "auto""#),
         (json!({"hold": {"timeout": "soon"}}), "spec.hold.timeout"),
         (json!({"hold": {"timeout": "25h"}}), "at most 24h"),
         (json!({"enabledPeriod": {"duration": "0s"}}), "a duration above zero"),

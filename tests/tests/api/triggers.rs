@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use elasti_api::v1alpha1::ElastiService;
 use elasti_tests::api::{
     Cluster, Operator, Prometheus, Resolver, Sandbox, Says, deployment, elasti_service, ready_endpoint, reason,
     service, until,
@@ -69,6 +70,41 @@ async fn a_busy_target_stays_up() {
     let (sandbox, _operator, _resolver) = running(&cluster, &prometheus).await;
     stays_up(&sandbox, &prometheus).await;
     prometheus.say(Says::Idle);
+    falls_asleep(&sandbox).await;
+}
+
+#[tokio::test]
+async fn a_target_sleeps_only_when_all_triggers_agree() {
+    let cluster = Cluster::new().await;
+    let prometheus = Prometheus::new(Says::Idle).await;
+    let (sandbox, _operator, _resolver) = running(&cluster, &prometheus).await;
+    // Resolvers have no eBPF here, so that this trigger cannot tell.
+    let both = json!({"spec": {"triggers": [prometheus.trigger(), {"type": "traffic"}]}});
+    sandbox.patch::<ElastiService>("web", &both).await;
+    let message = sandbox.until_reason("web", "Ready", "TriggerFailed").await;
+    assert!(message.contains("node"), "{message}");
+    assert_eq!(sandbox.replicas("web").await, 1);
+    stays_up(&sandbox, &prometheus).await;
+    sandbox.patch::<ElastiService>("web", &json!({"spec": {"triggers": [prometheus.trigger()]}})).await;
+    falls_asleep(&sandbox).await;
+}
+
+#[tokio::test]
+async fn unknown_keys_are_refused_of_traffic_and_told_of_prometheus() {
+    let cluster = Cluster::new().await;
+    let prometheus = Prometheus::new(Says::Idle).await;
+    let (sandbox, _operator, _resolver) = running(&cluster, &prometheus).await;
+    let misspelt = json!({"type": "traffic", "metadata": {"idleConnection": "hold"}});
+    sandbox.patch::<ElastiService>("web", &json!({"spec": {"triggers": [misspelt]}})).await;
+    let message = sandbox.until_reason("web", "Ready", "InvalidTrigger").await;
+    let named = ["idleConnection`", "idleConnections", "minConnections", "ignoreSources", "ignoreUserAgents"];
+    assert!(named.iter().all(|key| message.contains(key)) && message.contains("never put to sleep"), "{message}");
+    assert_eq!(sandbox.replicas("web").await, 1);
+    let mut odd = prometheus.trigger();
+    odd["metadata"]["uptimeFliter"] = json!("x");
+    sandbox.patch::<ElastiService>("web", &json!({"spec": {"triggers": [odd]}})).await;
+    let message = sandbox.until_reason("web", "Ready", "UnknownKeysIgnored").await;
+    assert!(message.contains("uptimeFliter") && message.contains("uptimeFilter"), "{message}");
     falls_asleep(&sandbox).await;
 }
 

@@ -1,6 +1,6 @@
 use elasti_api::message::{
     HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, HoldPolicy, MAX_LINE, Mode, OperatorMessage, PortState, Protocol,
-    ResolverMessage, ServiceState, decode, encode,
+    ResolverMessage, ServiceState, Wakes, decode, encode,
 };
 use http_body_util::BodyExt;
 use http_body_util::channel::Sender;
@@ -204,6 +204,7 @@ fn state(revision: u64, backends: usize) -> ServiceState {
             draining: vec![],
             protocol: Protocol::Auto,
             proxy_protocol: false,
+            wakes: Wakes::default(),
         }],
         draining_pods: vec![],
         starting: vec![],

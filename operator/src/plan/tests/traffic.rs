@@ -1,6 +1,6 @@
 //! The trigger `traffic`: what resolvers tell of connections to pods.
 
-use elasti_api::message::{ACTIVITY_LAG, digest};
+use elasti_api::message::{ACTIVITY_INTERVAL, ACTIVITY_LAG, digest};
 
 use super::*;
 use crate::observed::PodEndpoint;
@@ -73,12 +73,20 @@ fn activity_on_any_node_puts_sleep_off_by_a_cooldown() {
     assert!(sleeps(&mut world));
 }
 
+/// How often resolvers shall tell of activity.
+fn told_every(world: &mut World) -> Duration {
+    let Publish::State(state) = world.plan().publish else { panic!("nothing is told") };
+    state.tracking.unwrap().report_interval
+}
+
 #[test]
 fn activity_while_it_is_intercepted_ends_the_way_down() {
     let mut world = quiet();
+    assert_eq!(told_every(&mut world), Duration::from_secs(6), "a tenth of the cooldown");
     world.pass(Duration::from_mins(1));
     world.settle();
     assert_eq!(world.status().mode, Some(Mode::Proxy));
+    assert_eq!(told_every(&mut world), ACTIVITY_INTERVAL, "what is told now decides");
     world.acknowledge();
     world.settle();
     let now = world.now().instant;
@@ -152,6 +160,31 @@ fn open_connections_hold_only_where_that_is_said() {
         tell(&mut world, 1, |activity| activity.open = open);
         assert_eq!(sleeps(&mut world), sleeping, "{idle_connections} {open:?}");
     }
+}
+
+#[test]
+fn fewer_connections_than_the_minimum_hold_nothing_and_those_of_all_nodes_count_together() {
+    for (open, sleeping) in [([Some(1), Some(1)], true), ([Some(1), Some(2)], false), ([None, Some(0)], false)] {
+        let mut world = quiet();
+        with(&mut world, serde_json::json!({"idleConnections": "hold", "minConnections": 3}));
+        for (number, open) in (1..).zip(open) {
+            tell(&mut world, number, |activity| activity.open = open);
+        }
+        assert_eq!(sleeps(&mut world), sleeping, "{open:?}");
+    }
+}
+
+#[test]
+fn resolvers_are_told_the_addresses_of_pods_that_are_ignored() {
+    let mut world = quiet();
+    with(
+        &mut world,
+        serde_json::json!({"ignoreSources": ["10.0.0.0/8", {"podSelector": {"matchLabels": {"a": "b"}}}]}),
+    );
+    world.ignored_pods = ["10.9.0.1".parse().unwrap(), "fd00::1".parse().unwrap()].into();
+    let Publish::State(state) = world.plan().publish else { panic!("nothing is told") };
+    let ignored = state.tracking.unwrap().ignore_sources;
+    assert_eq!(ignored, ["10.0.0.0/8", "10.9.0.1", "fd00::1"].map(|range| range.parse().unwrap()));
 }
 
 #[test]

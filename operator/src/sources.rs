@@ -1,0 +1,212 @@
+//! Pods whose connections are no traffic: those that triggers of type `traffic` ignore by their labels.
+//!
+//! One watch for each selector that is written somewhere, however many ElastiServices have it. Invariants: an address is ignored
+//! only while its pod is known to have it; what a new list does not name is ignored no more. Written by the watches, read by
+//! the controller.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use futures::{StreamExt, pin_mut};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::Api;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Client, ResourceExt};
+use tokio_util::task::AbortOnDropHandle;
+
+/// The most watches at once: scrapers and health checkers of a cluster are of few kinds. Pods of selectors beyond that count.
+const WATCHES: usize = 64;
+
+/// The most pods of one selector whose connections are ignored; those of others count. Every resolver that follows a target has
+/// their addresses in one map of the kernel, with 16,384 entries for all its targets.
+const PODS: usize = 256;
+
+/// Which pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Selected {
+    /// Their namespace.
+    pub namespace: String,
+    /// Their labels, as the API server takes a label selector.
+    pub labels: String,
+}
+
+/// The pods that are ignored, by the UID of the ElastiService that does.
+#[derive(Default)]
+pub struct Sources {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    named: HashMap<String, BTreeSet<Selected>>,
+    watched: HashMap<Selected, Watched>,
+}
+
+struct Watched {
+    addresses: BTreeSet<IpAddr>,
+    _watch: AbortOnDropHandle<()>,
+}
+
+impl Sources {
+    /// Addresses of the pods that an ElastiService ignores, as far as they are known.
+    pub fn addresses(&self, uid: &str) -> BTreeSet<IpAddr> {
+        let state = lock(&self.state);
+        let selected = state.named.get(uid).into_iter().flatten();
+        selected
+            .filter_map(|selected| state.watched.get(selected))
+            .flat_map(|watched| &watched.addresses)
+            .copied()
+            .collect()
+    }
+
+    /// An ElastiService ignores these pods and no others. `changed` is told its UID whenever others have their labels.
+    pub fn follow(
+        &self,
+        client: &Client,
+        uid: &str,
+        selected: BTreeSet<Selected>,
+        changed: impl Fn(&str) + Clone + Send + Sync + 'static,
+    ) {
+        let mut state = lock(&self.state);
+        for missing in &selected {
+            if state.watched.len() < WATCHES && !state.watched.contains_key(missing) {
+                let watch = watch(client.clone(), missing.clone(), Arc::downgrade(&self.state), changed.clone());
+                let watch = AbortOnDropHandle::new(tokio::spawn(watch));
+                state.watched.insert(missing.clone(), Watched { addresses: BTreeSet::new(), _watch: watch });
+            }
+        }
+        state.name(uid, selected);
+    }
+
+    /// The ElastiService is gone.
+    pub fn forget(&self, uid: &str) {
+        lock(&self.state).name(uid, BTreeSet::new());
+    }
+}
+
+impl State {
+    fn name(&mut self, uid: &str, selected: BTreeSet<Selected>) {
+        let before =
+            if selected.is_empty() { self.named.remove(uid) } else { self.named.insert(uid.to_owned(), selected) };
+        for dropped in before.into_iter().flatten() {
+            if !self.named.values().any(|named| named.contains(&dropped)) {
+                self.watched.remove(&dropped);
+            }
+        }
+    }
+
+    /// Takes in the addresses of the pods that a selector matches; returns whom that concerns.
+    fn set(&mut self, selected: &Selected, addresses: BTreeSet<IpAddr>) -> Vec<String> {
+        let Some(watched) = self.watched.get_mut(selected).filter(|watched| watched.addresses != addresses) else {
+            return Vec::new();
+        };
+        watched.addresses = addresses;
+        let concerned = self.named.iter().filter(|(_, named)| named.contains(selected));
+        concerned.map(|(uid, _)| uid.clone()).collect()
+    }
+}
+
+/// Every change leaves a sound state, so a poisoned lock still guards one.
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn watch(client: Client, selected: Selected, state: Weak<Mutex<State>>, changed: impl Fn(&str) + Send + Sync) {
+    let api: Api<Pod> = Api::namespaced(client, &selected.namespace);
+    let events = watcher(api, watcher::Config::default().labels(&selected.labels)).default_backoff();
+    pin_mut!(events);
+    let (mut pods, mut listed) = (BTreeMap::new(), BTreeMap::new());
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Init) => listed.clear(),
+            Ok(Event::InitApply(pod)) => {
+                listed.insert(pod.name_any(), addresses(&pod));
+                continue;
+            }
+            Ok(Event::InitDone) => pods = std::mem::take(&mut listed),
+            Ok(Event::Apply(pod)) => drop(pods.insert(pod.name_any(), addresses(&pod))),
+            Ok(Event::Delete(pod)) => drop(pods.remove(&pod.name_any())),
+            Err(error) => {
+                let Selected { namespace, labels } = &selected;
+                tracing::warn!(namespace, labels, %error, "cannot look at the pods that a trigger ignores; new ones count");
+                continue;
+            }
+        }
+        let Some(state) = state.upgrade() else { return };
+        let ignored = pods.values().filter(|addresses| !addresses.is_empty()).take(PODS).flatten().copied().collect();
+        let concerned = lock(&state).set(&selected, ignored);
+        for uid in &concerned {
+            changed(uid);
+        }
+    }
+}
+
+/// The addresses that are a pod's own for now: on its node's network it has none, and one that has ended has none any more.
+fn addresses(pod: &Pod) -> Vec<IpAddr> {
+    let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
+    let Some(status) = pod.status.as_ref().filter(|_| !host_network) else { return Vec::new() };
+    if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        return Vec::new();
+    }
+    let all = status.pod_ips.iter().flatten().map(|address| &address.ip).chain(&status.pod_ip);
+    all.filter_map(|address| address.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::testing::{answer, client, silence};
+
+    fn pod(spec: &serde_json::Value, status: &serde_json::Value) -> Pod {
+        serde_json::from_value(serde_json::json!({"metadata": {"name": "p"}, "spec": spec, "status": status})).unwrap()
+    }
+
+    #[test]
+    fn addresses_of_a_node_and_of_pods_that_have_ended_are_not_ignored() {
+        let containers = serde_json::json!({"containers": []});
+        let status =
+            |phase: &str| serde_json::json!({"phase": phase, "podIPs": [{"ip": "10.1.0.1"}, {"ip": "fd00::1"}]});
+        let both: Vec<IpAddr> = vec!["10.1.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+        assert_eq!(addresses(&pod(&containers, &status("Running"))), both);
+        assert_eq!(addresses(&pod(&containers, &status("Failed"))), Vec::<IpAddr>::new());
+        assert_eq!(addresses(&pod(&containers, &serde_json::json!({}))), Vec::<IpAddr>::new());
+        let on_host = serde_json::json!({"containers": [], "hostNetwork": true});
+        assert_eq!(addresses(&pod(&on_host, &status("Running"))), Vec::<IpAddr>::new());
+    }
+
+    #[tokio::test]
+    async fn a_selector_is_watched_once_for_all_who_name_it_and_no_longer_than_one_does() {
+        let lists = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&lists);
+        let client = client(move |request, _| {
+            let query = request.uri.query().unwrap_or_default();
+            assert_eq!((request.uri.path(), query.contains("app%3Dx")), ("/api/v1/namespaces/n/pods", true));
+            if query.contains("watch=") {
+                return silence();
+            }
+            counted.fetch_add(1, Ordering::Relaxed);
+            let pod = pod(&serde_json::json!({"containers": []}), &serde_json::json!({"podIP": "10.1.0.1"}));
+            answer(200, serde_json::json!({"metadata": {"resourceVersion": "1"}, "items": [pod]}))
+        });
+        let (sources, selected) = (Sources::default(), Selected { namespace: "n".into(), labels: "app=x".into() });
+        let (changed, mut news) = tokio::sync::mpsc::unbounded_channel();
+        for uid in ["a", "b"] {
+            let changed = changed.clone();
+            let told = move |uid: &str| changed.send(uid.to_owned()).unwrap();
+            sources.follow(&client, uid, BTreeSet::from([selected.clone()]), told);
+        }
+        let concerned = BTreeSet::from([news.recv().await.unwrap(), news.recv().await.unwrap()]);
+        assert_eq!(concerned, BTreeSet::from(["a".to_owned(), "b".to_owned()]));
+        let addresses = BTreeSet::from(["10.1.0.1".parse().unwrap()]);
+        assert_eq!((sources.addresses("a"), sources.addresses("c")), (addresses.clone(), BTreeSet::new()));
+        sources.forget("a");
+        assert_eq!((sources.addresses("a"), sources.addresses("b")), (BTreeSet::new(), addresses));
+        sources.follow(&client, "b", BTreeSet::new(), |_| {});
+        assert!(lock(&sources.state).watched.is_empty());
+        assert_eq!(lists.load(Ordering::Relaxed), 1);
+    }
+}

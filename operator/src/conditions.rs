@@ -17,6 +17,18 @@ type Cause = (&'static str, String);
 /// The reason of `Ready` where all is well but what is written means nothing in part.
 const IGNORED: &str = "UnknownKeysIgnored";
 
+/// The reason of `Ready` where pods shall be ignored and there are none.
+const NO_SOURCE: &str = "SourcesNotFound";
+
+/// What has been wrong with the trigger `traffic` for long enough to be told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrafficFaults {
+    /// Why connections to the target's pods are not known: it is not put to sleep.
+    pub unknown: Option<String>,
+    /// Why pods that shall be ignored are not: they may keep the target awake.
+    pub sources: Option<String>,
+}
+
 /// The Service, if its connections can be intercepted.
 pub fn interceptable(observed: &Observed<'_>) -> Option<ServiceObserved> {
     if service_fault(observed).is_some() { None } else { observed.service.clone() }
@@ -112,21 +124,22 @@ fn resolver_fault(observed: &Observed<'_>) -> Option<Cause> {
     })
 }
 
-/// All conditions. `traffic_fault` is why connections to the target's pods are not known. A condition
-/// whose status does not change keeps its transition time.
-pub fn conditions(observed: &Observed<'_>, mode: Mode, traffic_fault: Option<&str>, now: Timestamp) -> Vec<Condition> {
-    let unknown =
-        || traffic_fault.map(|why| ("TriggerFailed", format!("{why}; the target is not put to sleep meanwhile")));
+/// All conditions. A condition whose status does not change keeps its transition time.
+pub fn conditions(observed: &Observed<'_>, mode: Mode, traffic: TrafficFaults, now: Timestamp) -> Vec<Condition> {
+    let unknown = traffic.unknown;
+    let unknown = || unknown.map(|why| ("TriggerFailed", format!("{why}; the target is not put to sleep meanwhile")));
     let ready = [service_fault, target_fault, trigger_fault, autoscaler_fault, probe_fault, resolver_fault]
         .iter()
         .find_map(|fault| fault(observed))
         .or_else(unknown);
-    let ready = match ready {
-        Some((reason, message)) => ("Ready", false, reason.to_owned(), message),
-        None => match idleness::ignored(&observed.elasti.spec) {
-            Some(ignored) => ("Ready", true, IGNORED.to_owned(), ignored),
-            None => ("Ready", true, "Reconciled".to_owned(), "connections wake the target".to_owned()),
-        },
+    let ready = if let Some((reason, message)) = ready {
+        ("Ready", false, reason.to_owned(), message)
+    } else {
+        let ignored = || idleness::ignored(&observed.elasti.spec).map(|message| (IGNORED, message));
+        let sources = traffic.sources.map(|message| (NO_SOURCE, message));
+        let (reason, message) =
+            sources.or_else(ignored).unwrap_or_else(|| ("Reconciled", "connections wake the target".to_owned()));
+        ("Ready", true, reason.to_owned(), message)
     };
     let (on, reason, message) = intercepting(observed, mode);
     let intercepting = ("Intercepting", on, reason, message);
@@ -163,10 +176,11 @@ fn wake_with(observed: &Observed<'_>) -> Option<(bool, String, String)> {
     Some((true, "Resolved".to_owned(), format!("{} wake together with this one", named.len())))
 }
 
-/// The condition `Ready`, if it names a fault that it did not name before, or what is ignored.
+/// The condition `Ready`, if it names a fault that it did not name before, or what has no effect.
 pub fn new_fault<'a>(before: &[Condition], after: &'a [Condition]) -> Option<&'a Condition> {
     let ready = |condition: &&Condition| condition.type_ == "Ready";
-    let fault = after.iter().find(ready).filter(|ready| ready.status == "False" || ready.reason == IGNORED)?;
+    let told = |ready: &&Condition| ready.status == "False" || [IGNORED, NO_SOURCE].contains(&ready.reason.as_str());
+    let fault = after.iter().find(ready).filter(told)?;
     let known = before.iter().find(ready).is_some_and(|before| before.reason == fault.reason);
     (!known).then_some(fault)
 }

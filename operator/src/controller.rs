@@ -216,6 +216,7 @@ impl Controller {
             pods: self.pods.of(uid),
             endpoints: snapshot.endpoints.clone(),
             ignored_pods: self.sources.addresses(uid),
+            source_faults: self.sources.faults(uid),
             slices: snapshot.slices.clone(),
             stale_private: snapshot.stale_private.clone(),
             resolvers: self.parts.resolvers.observed(uid),

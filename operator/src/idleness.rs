@@ -66,7 +66,11 @@ pub fn fault(spec: &ElastiServiceSpec) -> Option<String> {
     let triggers = spec.triggers.as_deref().unwrap_or_default();
     let fault = triggers.iter().find_map(|trigger| match trigger.type_.as_str() {
         traffic::TYPE => traffic::metadata(trigger).err(),
-        "prometheus" => prometheus::metadata(trigger).err(),
+        // A key that is missing is often one that is misspelt.
+        "prometheus" => prometheus::metadata(trigger).err().map(|fault| match ignored(spec) {
+            Some(ignored) => format!("{fault}; {ignored}"),
+            None => fault,
+        }),
         other => Some(format!("trigger type {other:?} is unknown; the known types are prometheus and traffic")),
     });
     let several = || triggers.iter().filter(|trigger| trigger.type_ == traffic::TYPE).count() > 1;
@@ -108,7 +112,8 @@ mod tests {
         assert_eq!(fault(&trigger(Some(good))), None);
         assert!(fault(&trigger(None)).unwrap().contains("query"));
         let misspelt = serde_json::json!({"query": "q", "treshold": 2});
-        assert!(fault(&trigger(Some(misspelt))).unwrap().contains("threshold"));
+        let told = fault(&trigger(Some(misspelt))).unwrap();
+        assert!(told.contains("threshold") && told.contains("treshold"), "{told}");
         let both = serde_json::json!({
             "query": "q", "threshold": 1, "headers": {"authorization": "x"}, "authorizationSecret": {"name": "a", "key": "b"},
         });

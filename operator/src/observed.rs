@@ -187,6 +187,15 @@ pub struct PodEndpoint {
     pub ready: bool,
 }
 
+/// Why a selector of pods whose connections the trigger `traffic` ignores has no effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceFault {
+    /// Since when.
+    pub since: Instant,
+    /// Cause and cure.
+    pub why: String,
+}
+
 /// Whether the triggers call a target idle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -254,6 +263,8 @@ pub struct Observed<'a> {
     pub endpoints: Vec<PodEndpoint>,
     /// Addresses of the pods whose connections the trigger `traffic` ignores.
     pub ignored_pods: BTreeSet<IpAddr>,
+    /// Which selectors of such pods have no effect.
+    pub source_faults: Vec<SourceFault>,
     /// Our slices, of this and of former Services of the ElastiService.
     pub slices: Vec<ResolverSlice>,
     /// Former private Services of the ElastiService, by name.

@@ -553,9 +553,8 @@ impl Planner<'_> {
         }
         if self.leads() {
             wanted.observed_generation = self.observed.elasti.metadata.generation;
-            let traffic_fault = self.traffic_fault();
-            wanted.conditions =
-                conditions::conditions(self.observed, mode, traffic_fault.as_deref(), self.now.timestamp);
+            let traffic_faults = self.traffic_faults();
+            wanted.conditions = conditions::conditions(self.observed, mode, traffic_faults, self.now.timestamp);
         }
         if wanted == current {
             return;

@@ -1,12 +1,13 @@
 //! Pods whose connections are no traffic: those that triggers of type `traffic` ignore by their labels.
 //!
 //! One watch for each selector that is written somewhere, however many ElastiServices have it. Invariants: an address is ignored
-//! only while its pod is known to have it; what a new list does not name is ignored no more. Written by the watches, read by
-//! the controller.
+//! only while its pod is known to have it; what a new list does not name is ignored no more; nothing is said of a selector before
+//! its first list. Written by the watches, read by the controller.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
 
 use futures::{StreamExt, pin_mut};
 use k8s_openapi::api::core::v1::Pod;
@@ -15,6 +16,8 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, ResourceExt};
 use tokio_util::task::AbortOnDropHandle;
+
+use crate::observed::SourceFault;
 
 /// The most watches at once: scrapers and health checkers of a cluster are of few kinds. Pods of selectors beyond that count.
 const WATCHES: usize = 64;
@@ -46,7 +49,19 @@ struct State {
 
 struct Watched {
     addresses: BTreeSet<IpAddr>,
+    /// Why none of its pods is ignored, and since when.
+    fault: Option<SourceFault>,
     _watch: AbortOnDropHandle<()>,
+}
+
+/// What a watch has to tell.
+enum News {
+    /// It selects these addresses, of at least one pod.
+    Addresses(BTreeSet<IpAddr>),
+    /// It selects no pod.
+    NoPod,
+    /// Pods cannot be looked at: why.
+    Failed(String),
 }
 
 impl Sources {
@@ -59,6 +74,13 @@ impl Sources {
             .flat_map(|watched| &watched.addresses)
             .copied()
             .collect()
+    }
+
+    /// Which of the selectors of an ElastiService ignore nobody, and why.
+    pub fn faults(&self, uid: &str) -> Vec<SourceFault> {
+        let state = lock(&self.state);
+        let selected = state.named.get(uid).into_iter().flatten();
+        selected.filter_map(|selected| state.watched.get(selected)?.fault.clone()).collect()
     }
 
     /// An ElastiService ignores these pods and no others. `changed` is told its UID whenever others have their labels.
@@ -74,7 +96,8 @@ impl Sources {
             if state.watched.len() < WATCHES && !state.watched.contains_key(missing) {
                 let watch = watch(client.clone(), missing.clone(), Arc::downgrade(&self.state), changed.clone());
                 let watch = AbortOnDropHandle::new(tokio::spawn(watch));
-                state.watched.insert(missing.clone(), Watched { addresses: BTreeSet::new(), _watch: watch });
+                let watched = Watched { addresses: BTreeSet::new(), fault: None, _watch: watch };
+                state.watched.insert(missing.clone(), watched);
             }
         }
         state.name(uid, selected);
@@ -97,12 +120,20 @@ impl State {
         }
     }
 
-    /// Takes in the addresses of the pods that a selector matches; returns whom that concerns.
-    fn set(&mut self, selected: &Selected, addresses: BTreeSet<IpAddr>) -> Vec<String> {
-        let Some(watched) = self.watched.get_mut(selected).filter(|watched| watched.addresses != addresses) else {
-            return Vec::new();
+    /// Takes in what the watch of a selector tells; returns whom that concerns. Who was ignored stays so while the watch fails.
+    fn set(&mut self, selected: &Selected, news: News, now: Instant) -> Vec<String> {
+        let Some(watched) = self.watched.get_mut(selected) else { return Vec::new() };
+        let (addresses, why) = match news {
+            News::Addresses(addresses) => (addresses, None),
+            News::NoPod => (BTreeSet::new(), Some(no_pod(selected))),
+            News::Failed(error) => (watched.addresses.clone(), Some(not_seen(selected, &error))),
         };
-        watched.addresses = addresses;
+        let since = watched.fault.as_ref().map_or(now, |fault| fault.since);
+        let fault = why.map(|why| SourceFault { since, why });
+        if watched.addresses == addresses && watched.fault == fault {
+            return Vec::new();
+        }
+        (watched.addresses, watched.fault) = (addresses, fault);
         let concerned = self.named.iter().filter(|(_, named)| named.contains(selected));
         concerned.map(|(uid, _)| uid.clone()).collect()
     }
@@ -113,14 +144,32 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn no_pod(Selected { namespace, labels }: &Selected) -> String {
+    format!(
+        "ignoreSources of the traffic trigger names pods with the labels {labels} in namespace {namespace}, and there are none: \
+         correct podSelector or its namespace, or create them; until then nobody is ignored by it"
+    )
+}
+
+fn not_seen(Selected { namespace, labels }: &Selected, error: &str) -> String {
+    format!(
+        "ignoreSources of the traffic trigger names pods with the labels {labels} in namespace {namespace}, which the operator \
+         cannot look at: {error}; let it list and watch pods there, or name ranges of addresses; until then new ones count"
+    )
+}
+
 async fn watch(client: Client, selected: Selected, state: Weak<Mutex<State>>, changed: impl Fn(&str) + Send + Sync) {
     let api: Api<Pod> = Api::namespaced(client, &selected.namespace);
     let events = watcher(api, watcher::Config::default().labels(&selected.labels)).default_backoff();
     pin_mut!(events);
     let (mut pods, mut listed) = (BTreeMap::new(), BTreeMap::new());
     while let Some(event) = events.next().await {
+        let mut failed = None;
         match event {
-            Ok(Event::Init) => listed.clear(),
+            Ok(Event::Init) => {
+                listed.clear();
+                continue;
+            }
             Ok(Event::InitApply(pod)) => {
                 listed.insert(pod.name_any(), addresses(&pod));
                 continue;
@@ -131,12 +180,19 @@ async fn watch(client: Client, selected: Selected, state: Weak<Mutex<State>>, ch
             Err(error) => {
                 let Selected { namespace, labels } = &selected;
                 tracing::warn!(namespace, labels, %error, "cannot look at the pods that a trigger ignores; new ones count");
-                continue;
+                failed = Some(error.to_string());
             }
         }
         let Some(state) = state.upgrade() else { return };
-        let ignored = pods.values().filter(|addresses| !addresses.is_empty()).take(PODS).flatten().copied().collect();
-        let concerned = lock(&state).set(&selected, ignored);
+        let news = match failed {
+            Some(error) => News::Failed(error),
+            None if pods.is_empty() => News::NoPod,
+            None => {
+                let known = pods.values().filter(|addresses| !addresses.is_empty());
+                News::Addresses(known.take(PODS).flatten().copied().collect())
+            }
+        };
+        let concerned = lock(&state).set(&selected, news, Instant::now());
         for uid in &concerned {
             changed(uid);
         }
@@ -208,5 +264,31 @@ mod tests {
         sources.follow(&client, "b", BTreeSet::new(), |_| {});
         assert!(lock(&sources.state).watched.is_empty());
         assert_eq!(lists.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_selector_that_ignores_nobody_is_told_with_its_cause_until_it_does() {
+        let (mut state, start) = (State::default(), Instant::now());
+        let selected = Selected { namespace: "n".into(), labels: "app=x".into() };
+        state.name("a", BTreeSet::from([selected.clone()]));
+        assert_eq!(state.set(&selected, News::NoPod, start), Vec::<String>::new(), "nobody watches it any more");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let watch = AbortOnDropHandle::new(runtime.spawn(std::future::pending()));
+        state.watched.insert(selected.clone(), Watched { addresses: BTreeSet::new(), fault: None, _watch: watch });
+        let sources = Sources { state: Arc::new(Mutex::new(state)) };
+        let set = |news, now| lock(&sources.state).set(&selected, news, now);
+        assert_eq!(sources.faults("a"), []);
+        assert_eq!(set(News::NoPod, start), ["a"]);
+        let later = start + std::time::Duration::from_secs(1);
+        assert_eq!(set(News::NoPod, later), Vec::<String>::new(), "no news");
+        let fault = sources.faults("a").pop().unwrap();
+        assert_eq!(fault.since, start);
+        assert!(["app=x", "namespace n", "correct"].iter().all(|part| fault.why.contains(part)), "{}", fault.why);
+        let addresses = BTreeSet::from(["10.1.0.1".parse().unwrap()]);
+        assert_eq!(set(News::Addresses(addresses.clone()), later), ["a"]);
+        assert_eq!(sources.faults("a"), []);
+        assert_eq!(set(News::Failed("forbidden".into()), later), ["a"]);
+        assert!(sources.faults("a")[0].why.contains("forbidden"));
+        assert_eq!(sources.addresses("a"), addresses, "those that are known stay ignored");
     }
 }

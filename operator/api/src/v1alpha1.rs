@@ -66,7 +66,10 @@ pub struct ElastiServiceSpec {
 
     /// What decides that the target is idle: all of them must agree. Absent: one trigger of type `traffic`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = 64), extend("x-kubernetes-validations" = [{
+        "rule": "self.filter(trigger, trigger.type == 'traffic').size() <= 1",
+        "message": "write one trigger of type traffic at most",
+    }]))]
     pub triggers: Option<Vec<ScaleTrigger>>,
 
     /// The autoscaler that owns the target's replicas above zero.

@@ -83,6 +83,7 @@ async fn what_cannot_work_is_refused_with_its_cure() {
         (json!({"wakeWith": [{"name": "db"}, {"name": "db"}]}), "name each ElastiService once"),
         (json!({"wakeWith": [{"name": ""}]}), "spec.wakeWith[0].name"),
         (json!({"triggers": []}), "spec.triggers"),
+        (json!({"triggers": [{"type": "traffic"}, {"type": "traffic"}]}), "one trigger of type traffic at most"),
         (json!({"triggers": [{"type": "moon"}]}), r#"supported values: "prometheus""#),
         (json!({"autoscaler": {"type": "vpa", "name": "web"}}), r#"supported values: "hpa", "keda""#),
     ];

@@ -3,8 +3,7 @@
 use elasti_api::message::{ACTIVITY_INTERVAL, ACTIVITY_LAG, digest};
 
 use super::*;
-use crate::observed::PodEndpoint;
-use crate::plan::idle::UNKNOWN_PATIENCE;
+use crate::plan::idle::{SOURCES_PATIENCE, UNKNOWN_PATIENCE};
 use crate::resolvers::Activity;
 
 /// A target with a pod on each of two nodes and no other trigger; both resolvers have told that nothing was ever active.
@@ -185,6 +184,22 @@ fn resolvers_are_told_the_addresses_of_pods_that_are_ignored() {
     let Publish::State(state) = world.plan().publish else { panic!("nothing is told") };
     let ignored = state.tracking.unwrap().ignore_sources;
     assert_eq!(ignored, ["10.0.0.0/8", "10.9.0.1", "fd00::1"].map(|range| range.parse().unwrap()));
+}
+
+#[test]
+fn a_selector_that_matches_no_pod_is_told_once_that_has_lasted_and_keeps_nothing_awake() {
+    let mut world = quiet();
+    let since = world.now().instant;
+    world.source_faults = vec![SourceFault { since, why: "there are none".into() }];
+    world.settle();
+    assert_eq!(world.status().conditions[0].reason, "Reconciled", "not at once");
+    world.pass(SOURCES_PATIENCE);
+    let told =
+        |action: &Action| matches!(action, Action::Event { warning: true, reason, .. } if reason == "SourcesNotFound");
+    assert_eq!(world.settle().iter().filter(|action| told(action)).count(), 1);
+    let ready = world.status().conditions[0].clone();
+    assert_eq!((ready.status.as_str(), ready.message.as_str()), ("True", "there are none"));
+    assert!(sleeps(&mut world));
 }
 
 #[test]

@@ -277,7 +277,8 @@ impl Target {
         Self::new(name, &["socat", "TCP6-LISTEN:2525,ipv6only=0,fork,reuseaddr", "SYSTEM:echo 220 ready"], &[2525])
     }
 
-    fn deployment(&self) -> Value {
+    /// Its Deployment, of one pod.
+    pub fn deployment(&self) -> Value {
         let mut container = json!({
             "name": "target", "image": IMAGE, "imagePullPolicy": "Never", "command": self.command,
             "readinessProbe": {"tcpSocket": {"port": self.ports[0]}, "periodSeconds": 1},

@@ -12,6 +12,7 @@ pub mod bpf;
 pub mod cluster;
 pub mod cycles;
 pub mod faults;
+pub mod kubeelasti;
 pub mod load;
 pub mod monitoring;
 pub mod netns;

@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::cluster::{Cluster, Options, ProxyMode};
-use crate::{install, process, promtool};
+use crate::cluster::{Cluster, Options, ProxyMode, images};
+use crate::{image, install, process, promtool};
 
 mod cycles;
 
@@ -31,6 +31,22 @@ const REQUIRED: &[&str] = &[
     "a_busy_kept_connection_leaves_the_resolver_within_five_seconds_and_loses_nothing",
     "more_requests_than_the_target_takes_at_once_are_all_answered",
     "held_clients_are_refused_in_http",
+    "e2e_01_proxy_by_hand",
+    "e2e_02_serve_by_traffic_with_answers_of_each_kind",
+    "e2e_03_serve_by_hand",
+    "e2e_04_the_private_service_follows_the_public_one_at_zero",
+    "e2e_05_the_private_service_goes_with_the_elasti_service",
+    "e2e_06_the_slice_names_exactly_the_resolvers_that_there_are",
+    "e2e_07_scaled_down_by_prometheus_with_a_filter",
+    "e2e_08_proxy_until_a_pod_is_ready",
+    "e2e_09_a_stateful_set_serves_by_traffic",
+    "e2e_10_headers_reach_the_target_that_they_wake",
+    "e2e_11_probes_are_answered_at_zero_and_wake_nothing",
+    "e2e_12_a_second_request_of_the_same_connection_is_answered",
+    "e2e_13_grpc_calls_and_streams_wake_beside_http",
+    "clients_that_dial_endpoints_or_the_proxy_port_wake",
+    "e2e_14_an_operator_of_one_namespace_leaves_others_alone",
+    "kubeelasti_is_replaced_under_load_and_no_request_fails",
     "a_target_that_was_at_zero_before_its_elasti_service_is_intercepted",
     "services_with_local_traffic_policies_and_load_balancers_wake_on_every_node",
     "a_dual_stack_service_wakes_by_either_address_family",
@@ -166,15 +182,20 @@ fn api(args: &Args) -> Result<()> {
 
 fn cluster(args: &Args) -> Result<()> {
     let tests = build("cluster")?;
+    // Debian's package has both; the tests' pods get it from here.
+    let prometheus = promtool::path()?.with_file_name("prometheus");
+    let traffic = image::compile(&[cycles::TRAFFIC], &[])?.join(cycles::TRAFFIC);
     let options =
         Options { name: args.cluster("elasti-test"), kube_proxy: ProxyMode::default(), api_server_only: false };
     with_cluster(args, &options, |cluster| {
         install::install(cluster)?;
+        cluster.load_image(&images::traffic(&traffic)?)?;
         let mut outcome = Outcome::default();
         for test in &tests {
             let mut command = cluster.command_in_node(1, test)?;
             command.args(&args.filter).args(["--test-threads", CLUSTER_THREADS]);
             command.env("KUBECONFIG", cluster.kubeconfig()).env("ELASTI_KUBECTL", Cluster::kubectl_path());
+            command.env("ELASTI_PROMETHEUS", &prometheus);
             command.env("ELASTI_NODES", format!("{},{}", cluster.netns(1)?, cluster.netns(2)?));
             outcome.run(&mut command)?;
         }

@@ -14,7 +14,7 @@ use crate::cluster::{Cluster, Options, ProxyMode, images};
 use crate::{image, install, process};
 
 /// The program of targets and clients.
-const TRAFFIC: &str = "elasti-traffic";
+pub(super) const TRAFFIC: &str = "elasti-traffic";
 
 /// Takes the interception before a scale-down out of the operator.
 const MUTANT: &str = "elasti-operator/mutant-scale-before-intercept";

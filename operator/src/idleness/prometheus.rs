@@ -34,6 +34,12 @@ const MAX_ANSWER: usize = 1 << 20;
 /// Selects the `up` series when `uptimeFilter` is absent, as in KubeElasti.
 const UPTIME_FILTER: &str = r#"container="prometheus""#;
 
+/// How often within a cooldown it is looked whether Prometheus was up.
+const UPTIME_STEPS: f64 = 20.0;
+
+/// Most seconds between two such looks: as far apart as they are by default.
+const UPTIME_STEP_MAX: f64 = 60.0;
+
 /// What the operator is set to.
 #[derive(Clone, Default)]
 pub struct Defaults {
@@ -154,7 +160,7 @@ struct Server<'a> {
 impl Server<'_> {
     async fn value_while_up(&self, metadata: &PrometheusMetadata, cooldown: Duration) -> Result<f64, String> {
         let filter = metadata.uptime_filter.as_deref().unwrap_or(UPTIME_FILTER);
-        let up = format!("min_over_time((max(up{{{filter}}}) or vector(0))[{}s:])", cooldown.as_secs_f64().ceil());
+        let up = uptime(filter, cooldown);
         let (up, value) = futures::future::try_join(self.query(&up), self.query(&metadata.query)).await?;
         if (up - 1.0).abs() > f64::EPSILON {
             return Err(format!("Prometheus was not up for the whole cooldown, as up{{{filter}}} says"));
@@ -185,6 +191,14 @@ impl Server<'_> {
         }
         single_value(&body).map_err(|why| format!("{address} answered {query:?} with {why}"))
     }
+}
+
+/// KubeElasti's query for the uptime, at steps of our own: left to themselves they are of Prometheus's evaluation interval (a minute by
+/// default), so that a shorter cooldown has no step in it at most times.
+fn uptime(filter: &str, cooldown: Duration) -> String {
+    let seconds = cooldown.as_secs_f64().ceil();
+    let step = (seconds / UPTIME_STEPS).clamp(1.0, UPTIME_STEP_MAX).floor();
+    format!("min_over_time((max(up{{{filter}}}) or vector(0))[{seconds}s:{step}s])")
 }
 
 /// The innermost cause: the outer ones only say that a request failed.

@@ -195,3 +195,12 @@ async fn b37_ten_thousand_triggers_of_a_dead_server_delay_nobody_who_asks_anothe
     let most = most.load(std::sync::atomic::Ordering::SeqCst);
     assert!((1..=2 * PLACES).contains(&most), "{most} connections at once");
 }
+
+/// Found by Debian's Prometheus: a cooldown of 10 s had "0 series" in it unless it was asked at a full minute.
+#[test]
+fn each_cooldown_has_steps_at_which_the_uptime_is_looked_up() {
+    let query = |seconds| uptime("a", Duration::from_secs(seconds));
+    assert_eq!(query(10), "min_over_time((max(up{a}) or vector(0))[10s:1s])");
+    assert!(query(900).ends_with("[900s:45s])") && query(604_800).ends_with("[604800s:60s])"));
+    assert!(query(1).ends_with("[1s:1s])"));
+}

@@ -20,6 +20,7 @@ mod binaries;
 mod cgroup;
 mod command;
 mod control_plane;
+mod controllers;
 pub(crate) mod images;
 mod layout;
 mod network;

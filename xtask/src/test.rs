@@ -12,6 +12,7 @@ use crate::cluster::{Cluster, Options, ProxyMode, images};
 use crate::{image, install, process, promtool};
 
 mod cycles;
+mod integrations;
 
 /// What must be seen working on the whole cluster, by its number: a test that is missing or ignored fails the run.
 const REQUIRED: &[&str] = &[
@@ -119,6 +120,8 @@ enum Level {
     Cluster,
     /// Whole clusters on which Services go to zero and come again under load
     Cycles,
+    /// A whole cluster with a real KEDA and a real Argo Rollouts; only when it is asked for
+    Integrations,
 }
 
 /// Runs the tests: every level, also after one that failed, and says at the end what failed in which.
@@ -134,6 +137,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Level::Api => api(args),
             Level::Cluster => cluster(args),
             Level::Cycles => cycles::run(args),
+            Level::Integrations => integrations::run(args),
         };
         if let Err(error) = result {
             eprintln!("== tests: {name} failed");

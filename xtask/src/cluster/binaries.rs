@@ -1,4 +1,5 @@
-//! The programs of Kubernetes, etcd and CoreDNS, built from the Go modules pinned in `tests/cluster`.
+//! The programs of Kubernetes, etcd and CoreDNS, and the controllers of other projects that tests run beside ours, built
+//! from the Go modules pinned in `tests/cluster`.
 //!
 //! A program is built again only when its module's `go.mod` or `go.sum` changed: a copy of both is kept beside the
 //! programs.
@@ -31,6 +32,12 @@ const MODULES: [Module; 3] = [
     Module { path: "coredns", programs: &["coredns"], first_build: "1.5 minutes" },
 ];
 
+/// Controllers that no cluster needs.
+const CONTROLLERS: [Module; 2] = [
+    Module { path: "argo-rollouts", programs: &["rollouts-controller"], first_build: "6 minutes" },
+    Module { path: "keda", programs: &["keda-operator"], first_build: "12 minutes" },
+];
+
 /// The path of a program, whether built or not.
 pub(super) fn path(program: &str) -> PathBuf {
     dir().join(program)
@@ -46,6 +53,21 @@ pub(super) fn build() -> Result<()> {
     let lock = File::create(dir().join(".lock"))?;
     lock.lock().context("cannot lock the directory of programs")?;
     MODULES.iter().try_for_each(build_module)
+}
+
+/// As [`build`], for the controllers of other projects.
+pub(super) fn build_controllers() -> Result<()> {
+    fs::create_dir_all(dir())?;
+    let lock = File::create(dir().join(".lock"))?;
+    lock.lock().context("cannot lock the directory of programs")?;
+    CONTROLLERS.iter().try_for_each(build_module)
+}
+
+/// Where the sources of a Go module are that the one at `tests/cluster/{path}` pins.
+pub(super) fn sources(path: &str, module: &str) -> Result<PathBuf> {
+    let mut go = Command::new("go");
+    go.current_dir(process::root().join("tests/cluster").join(path)).args(["list", "-m", "-f", "{{.Dir}}", module]);
+    Ok(process::output(&mut go)?.trim_end().into())
 }
 
 fn build_module(module: &Module) -> Result<()> {

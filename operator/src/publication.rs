@@ -219,6 +219,12 @@ impl Feed {
         }
     }
 
+    /// The next line if there is one at this moment.
+    pub fn ready(&mut self) -> Result<Option<Line>, FeedError> {
+        let speaker = self.status.borrow_and_update().speaker;
+        self.due(speaker)
+    }
+
     /// A heartbeat with what is so now.
     pub fn heartbeat(&mut self) -> Result<Bytes, FeedError> {
         let speaker = self.status.borrow().speaker;

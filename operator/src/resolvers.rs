@@ -4,13 +4,17 @@
 //! stream only, and the end of an older one takes nothing away; what is known of a resolver goes with its stream; no
 //! resolver can make the table grow without bound. No I/O.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use elasti_api::names::{INTERCEPTION_PORT_MAX, INTERCEPTION_PORT_MIN};
 use tokio::sync::broadcast;
+
+use statements::Statements;
+
+mod statements;
 
 /// Changes that a receiver may lag behind before it is told to look at everything instead.
 const BACKLOG: usize = 1024;
@@ -38,15 +42,17 @@ pub struct Resolvers {
 struct Table {
     streams: u64,
     by_pod: BTreeMap<String, Resolver>,
+    said: Statements<Said>,
 }
 
 #[derive(Debug)]
 struct Resolver {
     /// Which stream speaks for the pod.
     stream: u64,
+    /// Stands for it in [`Table::said`]; of those that are connected no other has it.
+    number: usize,
     identity: Identity,
     leaving: bool,
-    services: HashMap<String, Said>,
 }
 
 /// What a resolver says of itself when it connects.
@@ -62,7 +68,7 @@ pub struct Identity {
     pub redirect_disabled: Option<String>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Said {
     ack: Option<Ack>,
     traffic: Traffic,
@@ -90,19 +96,25 @@ impl Resolvers {
 
     /// Every connected resolver, with what it says about one ElastiService; sorted by the names of their pods.
     pub fn observed(&self, uid: &str) -> Vec<ResolverObserved> {
+        let table = self.table();
+        let most = table.by_pod.values().map(|resolver| resolver.number + 1).max().unwrap_or_default();
+        let mut said = vec![None; most];
+        for (number, of_number) in table.said.of(uid) {
+            said[number] = Some(of_number);
+        }
         let observed = |resolver: &Resolver| {
-            let said = resolver.services.get(uid).cloned().unwrap_or_default();
+            let said = said[resolver.number].cloned().unwrap_or_default();
             let Identity { pod, node, addresses, redirect_disabled } = resolver.identity.clone();
             let leaving = resolver.leaving;
             let Said { ack, traffic, activity, held_since: _ } = said;
             ResolverObserved { pod, node, addresses, redirect_disabled, leaving, ack, traffic, activity }
         };
-        self.table().by_pod.values().map(observed).collect()
+        table.by_pod.values().map(observed).collect()
     }
 
     /// When the first resolver said that connections are held; `None` while none are.
     pub fn held_since(&self, uid: &str) -> Option<Instant> {
-        self.table().by_pod.values().filter_map(|resolver| resolver.services.get(uid)?.held_since).min()
+        self.table().said.distinct(uid).filter_map(|said| said.held_since).min()
     }
 
     /// What changes from now on.
@@ -115,10 +127,10 @@ impl Resolvers {
         let pod = identity.pod.clone();
         let stream = {
             let mut table = self.table();
+            table.remove(&pod);
             table.streams += 1;
-            let stream = table.streams;
-            let resolver = Resolver { stream, identity, leaving: false, services: HashMap::new() };
-            table.by_pod.insert(pod.clone(), resolver);
+            let (stream, number) = (table.streams, table.number());
+            table.by_pod.insert(pod.clone(), Resolver { stream, number, identity, leaving: false });
             stream
         };
         self.tell(Change::Members);
@@ -143,6 +155,24 @@ impl Resolvers {
     fn table(&self) -> MutexGuard<'_, Table> {
         // Every change is one insertion or removal, so a poisoned lock still guards a sound table.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// The lowest number that no resolver has.
+    fn number(&self) -> usize {
+        let mut taken: Vec<usize> = self.by_pod.values().map(|resolver| resolver.number).collect();
+        taken.sort_unstable();
+        taken.iter().enumerate().find(|(index, number)| index != *number).map_or(taken.len(), |(index, _)| index)
+    }
+
+    /// Removes a resolver and all that it has said; whether it was there.
+    fn remove(&mut self, pod: &str) -> bool {
+        let removed = self.by_pod.remove(pod);
+        if let Some(resolver) = &removed {
+            self.said.forget_all(resolver.number);
+        }
+        removed.is_some()
     }
 }
 
@@ -206,22 +236,23 @@ impl Connection {
 
     /// The resolver is about to stop.
     pub fn leaving(&self) {
-        if self.with(|resolver| !std::mem::replace(&mut resolver.leaving, true)) == Some(true) {
+        if self.with(|resolver, _| !std::mem::replace(&mut resolver.leaving, true)) == Some(true) {
             self.resolvers.tell(Change::Members);
         }
     }
 
     /// An ElastiService is gone, and with it what was said of it.
     pub fn forget(&self, uid: &str) {
-        self.with(|resolver| resolver.services.remove(uid));
+        self.with(|resolver, said| said.forget(uid, resolver.number));
     }
 
     fn said(&self, uid: &str, change: impl FnOnce(&mut Said) -> bool) -> Result<(), TooManyServices> {
-        let changed = self.with(|resolver| {
-            if !resolver.services.contains_key(uid) && resolver.services.len() >= SERVICES_MAX {
+        let changed = self.with(|resolver, said| {
+            let number = resolver.number;
+            if said.spoken_of(number) >= SERVICES_MAX && !said.contains(uid, number) {
                 return Err(TooManyServices);
             }
-            Ok(change(resolver.services.entry(uid.to_owned()).or_default()))
+            Ok(said.change(uid, number, change))
         });
         if changed.transpose()? == Some(true) {
             self.resolvers.tell(Change::Service(uid.to_owned()));
@@ -230,9 +261,10 @@ impl Connection {
     }
 
     /// Nothing once a newer stream speaks for the pod.
-    fn with<T>(&self, change: impl FnOnce(&mut Resolver) -> T) -> Option<T> {
-        let mut table = self.resolvers.table();
-        table.by_pod.get_mut(&self.pod).filter(|resolver| resolver.stream == self.stream).map(change)
+    fn with<T>(&self, change: impl FnOnce(&mut Resolver, &mut Statements<Said>) -> T) -> Option<T> {
+        let table = &mut *self.resolvers.table();
+        let resolver = table.by_pod.get_mut(&self.pod).filter(|resolver| resolver.stream == self.stream)?;
+        Some(change(resolver, &mut table.said))
     }
 }
 
@@ -241,7 +273,7 @@ impl Drop for Connection {
         let removed = {
             let mut table = self.resolvers.table();
             let ours = table.by_pod.get(&self.pod).is_some_and(|resolver| resolver.stream == self.stream);
-            ours.then(|| table.by_pod.remove(&self.pod)).is_some()
+            ours && table.remove(&self.pod)
         };
         if removed {
             self.resolvers.tell(Change::Members);

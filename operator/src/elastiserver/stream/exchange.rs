@@ -13,11 +13,14 @@ use tokio_util::codec::{AnyDelimiterCodec, AnyDelimiterCodecError, Decoder};
 
 use super::Streams;
 use crate::metrics::GaugeGuard;
-use crate::publication::{Feed, FeedError};
+use crate::publication::{Feed, FeedError, Line};
 use crate::resolvers::{Ack, Activity, Connection, Identity, TooManyServices, Traffic};
 
 /// A resolver that takes nothing of what it is sent for this long is ended: it would go on with an outdated state.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Lines are sent together until they are this long, in bytes: half of what may be on its way to a resolver.
+const FRAME: usize = 32 << 10;
 
 /// Why a stream has ended.
 #[derive(Debug, thiserror::Error)]
@@ -178,13 +181,7 @@ async fn write(connection: &Connection, mut sender: Sender<Bytes>, mut feed: Fee
     tick.tick().await;
     loop {
         let line = tokio::select! {
-            line = feed.next() => {
-                let line = line?;
-                if let Some(uid) = &line.removed {
-                    connection.forget(uid);
-                }
-                line.bytes
-            }
+            line = feed.next() => gather(connection, line?, &mut feed)?,
             _ = tick.tick() => feed.heartbeat()?,
         };
         match timeout(STALL_TIMEOUT, sender.send_data(line)).await {
@@ -193,4 +190,24 @@ async fn write(connection: &Connection, mut sender: Sender<Bytes>, mut feed: Fee
             Err(_) => return Err(Ended::Stalled),
         }
     }
+}
+
+/// This line, and as many that are due as well as fit into one frame: a snapshot of thousands of lines is not thousands of frames.
+fn gather(connection: &Connection, first: Line, feed: &mut Feed) -> Result<Bytes, FeedError> {
+    let take = |line: &Line| {
+        if let Some(uid) = &line.removed {
+            connection.forget(uid);
+        }
+    };
+    take(&first);
+    let Some(second) = feed.ready()? else { return Ok(first.bytes) };
+    let mut frame = BytesMut::with_capacity(FRAME);
+    frame.extend_from_slice(&first.bytes);
+    let mut next = Some(second);
+    while let Some(line) = next {
+        take(&line);
+        frame.extend_from_slice(&line.bytes);
+        next = if frame.len() < FRAME { feed.ready()? } else { None };
+    }
+    Ok(frame.freeze())
 }

@@ -11,6 +11,8 @@ use elasti_api::names;
 use elasti_api::v1alpha1::ElastiService;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::core::ApiResource;
+use tokio::sync::watch as channel;
 
 use crate::autoscaler::{self, AutoscalerObserved, AutoscalerState, Pause};
 use crate::observed::{
@@ -18,16 +20,21 @@ use crate::observed::{
     TargetState,
 };
 use crate::partners;
-use crate::target::Kind;
+use crate::target::{Kind, OtherKind};
 
 mod autoscalers;
+mod others;
 mod project;
 pub mod watch;
+
+/// Targets of kinds that are not known beforehand, as ElastiServices name them.
+pub type OtherTargets = BTreeMap<Arc<OtherKind>, BTreeSet<ObjectKey>>;
 
 /// The cluster as it was last seen.
 #[derive(Default)]
 pub struct Caches {
     tables: RwLock<Tables>,
+    others: channel::Sender<OtherTargets>,
 }
 
 #[derive(Default)]
@@ -47,6 +54,10 @@ struct Tables {
     targets: HashMap<(Kind, ObjectKey), TargetObserved>,
     /// Kinds whose watch has not come to its first list, and why.
     unread_kinds: HashMap<Kind, String>,
+    /// Targets whose `/scale` has not been read, and why it cannot be if that was tried.
+    unread_targets: HashMap<(Kind, ObjectKey), Option<String>>,
+    /// Resources of the kinds that were discovered.
+    resources: HashMap<Kind, ApiResource>,
     /// Endpoints of slices that are not ours, by Service and slice.
     backends: HashMap<ObjectKey, BTreeMap<String, project::Backends>>,
     /// How many endpoints of all these slices, not about to end, have an address.
@@ -69,6 +80,8 @@ pub struct Snapshot {
     pub private: Option<ServiceObserved>,
     /// See [`crate::observed::Observed`].
     pub target: TargetState,
+    /// How the API server calls the target's kind; `None` before it is known.
+    pub target_resource: Option<ApiResource>,
     /// See [`crate::observed::Observed`].
     pub autoscaler: AutoscalerState,
     /// See [`crate::observed::Observed`].
@@ -164,6 +177,7 @@ impl Caches {
                 .filter(|private| private.owner_uid.as_deref() == Some(uid))
                 .cloned(),
             target: tables.target(&elasti),
+            target_resource: tables.resource(&Kind::of(&elasti.spec.scale_target_ref)),
             autoscaler: tables.autoscaler(key, &elasti),
             stale_pauses: tables.autoscalers.stale_pauses(uid, autoscalers::reference(key, &elasti).as_ref()),
             slices: tables
@@ -190,6 +204,7 @@ impl Caches {
     pub fn apply_elasti(&self, elasti: ElastiService) -> Concerned {
         let Some(key) = project::key(&elasti.metadata) else { return Concerned::new() };
         let mut tables = self.write();
+        let former = tables.other_target(&key);
         let mut concerned = tables.remove_elasti(&key).map(|(concerned, _)| concerned).unwrap_or_default();
         let elasti = Arc::new(elasti);
         let (service, target) = references(&key, &elasti);
@@ -197,9 +212,7 @@ impl Caches {
             tables.by_partner.entry(partner).or_default().insert(key.clone());
         }
         tables.by_service.entry(service.clone()).or_default().insert(key.clone());
-        if let Some(target) = target {
-            tables.by_target.entry(target).or_default().insert(key.clone());
-        }
+        tables.by_target.entry(target).or_default().insert(key.clone());
         tables.autoscalers.name(key.clone(), autoscalers::reference(&key, &elasti));
         if let Some(uid) = &elasti.metadata.uid {
             tables.by_uid.insert(uid.clone(), key.clone());
@@ -207,12 +220,18 @@ impl Caches {
         tables.elastis.insert(key.clone(), elasti);
         concerned.extend(tables.wake_together(&key));
         concerned.extend(tables.by_service.get(&service).into_iter().flatten().cloned());
+        let latter = tables.other_target(&key);
+        self.note_others(&mut tables, former.into_iter().chain(latter));
         concerned
     }
 
     /// An ElastiService is gone; its UID too, for those who remember things under it.
     pub fn remove_elasti(&self, key: &ObjectKey) -> (Concerned, Option<String>) {
-        self.write().remove_elasti(key).unwrap_or_default()
+        let mut tables = self.write();
+        let former = tables.other_target(key);
+        let gone = tables.remove_elasti(key).unwrap_or_default();
+        self.note_others(&mut tables, former.into_iter());
+        gone
     }
 
     /// A Service is there or has changed.
@@ -276,19 +295,77 @@ impl Caches {
     }
 
     /// A target is there or has changed.
-    pub fn apply_target(&self, kind: Kind, target: TargetObserved) -> Concerned {
-        let key = (kind, ObjectKey::new(&target.namespace, &target.name));
+    pub fn apply_target(&self, kind: &Kind, target: TargetObserved) -> Concerned {
+        let key = (kind.clone(), ObjectKey::new(&target.namespace, &target.name));
         let mut tables = self.write();
+        tables.unread_targets.remove(&key);
         tables.targets.insert(key.clone(), target);
         tables.by_target.get(&key).cloned().unwrap_or_default()
     }
 
     /// A target is gone.
-    pub fn remove_target(&self, kind: Kind, key: &ObjectKey) -> Concerned {
-        let key = (kind, key.clone());
+    pub fn remove_target(&self, kind: &Kind, key: &ObjectKey) -> Concerned {
+        let key = (kind.clone(), key.clone());
         let mut tables = self.write();
+        tables.unread_targets.remove(&key);
         tables.targets.remove(&key);
         tables.by_target.get(&key).cloned().unwrap_or_default()
+    }
+
+    /// The `/scale` of a target cannot be read, and why. What was read before stays: requests that rest on it are refused if
+    /// the target has changed.
+    pub fn set_target_unread(&self, kind: &Kind, key: &ObjectKey, why: String) -> Concerned {
+        let key = (kind.clone(), key.clone());
+        let mut tables = self.write();
+        if tables.targets.contains_key(&key) || tables.unread_targets.get(&key) == Some(&Some(why.clone())) {
+            return Concerned::new();
+        }
+        tables.unread_targets.insert(key.clone(), Some(why));
+        tables.by_target.get(&key).cloned().unwrap_or_default()
+    }
+
+    /// Targets of kinds that are not known beforehand, now and as this changes.
+    pub fn other_targets(&self) -> channel::Receiver<OtherTargets> {
+        self.others.subscribe()
+    }
+
+    /// How the API server calls a kind that was discovered.
+    pub fn set_resource(&self, kind: &Kind, resource: ApiResource) {
+        self.write().resources.insert(kind.clone(), resource);
+    }
+
+    /// No ElastiService names a target of this kind any more, so nothing is kept of it.
+    pub fn forget_kind(&self, kind: &Kind) {
+        let mut tables = self.write();
+        tables.targets.retain(|(of, _), _| of != kind);
+        tables.unread_targets.retain(|(of, _), _| of != kind);
+        tables.unread_kinds.remove(kind);
+        tables.resources.remove(kind);
+    }
+
+    /// Tells of these targets whether an ElastiService names them, and keeps nothing of one that none does.
+    fn note_others(&self, tables: &mut Tables, targets: impl Iterator<Item = (Arc<OtherKind>, ObjectKey)>) {
+        for (other, key) in targets {
+            let target = (Kind::Other(other.clone()), key.clone());
+            let named = tables.by_target.contains_key(&target);
+            if !named {
+                tables.targets.remove(&target);
+                tables.unread_targets.remove(&target);
+            } else if !tables.targets.contains_key(&target) {
+                tables.unread_targets.entry(target).or_default();
+            }
+            self.others.send_if_modified(|others| {
+                if named {
+                    return others.entry(other).or_default().insert(key);
+                }
+                let Some(keys) = others.get_mut(&other) else { return false };
+                let gone = keys.remove(&key);
+                if keys.is_empty() {
+                    others.remove(&other);
+                }
+                gone
+            });
+        }
     }
 
     /// An autoscaler is there or has changed.
@@ -310,16 +387,16 @@ impl Caches {
     }
 
     /// Notes that a kind's objects cannot be read, and why, or (`None`) that they can.
-    pub fn set_kind_unread(&self, kind: Kind, why: Option<String>) -> Concerned {
+    pub fn set_kind_unread(&self, kind: &Kind, why: Option<String>) -> Concerned {
         let mut tables = self.write();
         let changed = match why {
-            Some(why) => tables.unread_kinds.insert(kind, why.clone()).is_none_or(|before| before != why),
-            None => tables.unread_kinds.remove(&kind).is_some(),
+            Some(why) => tables.unread_kinds.insert(kind.clone(), why.clone()).is_none_or(|before| before != why),
+            None => tables.unread_kinds.remove(kind).is_some(),
         };
         if !changed {
             return Concerned::new();
         }
-        tables.by_target.iter().filter(|((of, _), _)| *of == kind).flat_map(|(_, keys)| keys.iter().cloned()).collect()
+        tables.by_target.iter().filter(|((of, _), _)| of == kind).flat_map(|(_, keys)| keys.iter().cloned()).collect()
     }
 }
 
@@ -332,11 +409,10 @@ fn wake_with(key: &ObjectKey, elasti: &ElastiService) -> Vec<ObjectKey> {
 }
 
 /// The Service and the target that an ElastiService names.
-fn references(key: &ObjectKey, elasti: &ElastiService) -> (ObjectKey, Option<(Kind, ObjectKey)>) {
+fn references(key: &ObjectKey, elasti: &ElastiService) -> (ObjectKey, (Kind, ObjectKey)) {
     let service = ObjectKey::new(&key.namespace, &elasti.spec.service);
     let reference = &elasti.spec.scale_target_ref;
-    let target = Kind::of(reference).map(|kind| (kind, ObjectKey::new(&key.namespace, &reference.name)));
-    (service, target)
+    (service, (Kind::of(reference), ObjectKey::new(&key.namespace, &reference.name)))
 }
 
 fn unindex<K: std::hash::Hash + Eq, V: Ord>(index: &mut HashMap<K, BTreeSet<V>>, key: &K, value: &V) {
@@ -384,19 +460,31 @@ impl Tables {
 
     fn target(&self, elasti: &ElastiService) -> TargetState {
         let reference = &elasti.spec.scale_target_ref;
-        let Some(kind) = Kind::of(reference) else {
-            return TargetState::UnknownKind(format!(
-                "{} of {} is not a kind that can be scaled; use Deployment, StatefulSet or Rollout",
-                reference.kind, reference.api_version
-            ));
-        };
+        let kind = Kind::of(reference);
         if let Some(why) = self.unread_kinds.get(&kind) {
             return TargetState::UnknownKind(why.clone());
         }
         let namespace = elasti.metadata.namespace.clone().unwrap_or_default();
-        self.targets
-            .get(&(kind, ObjectKey::new(namespace, &reference.name)))
-            .map_or(TargetState::Missing, |target| TargetState::Found(target.clone()))
+        let key = (kind, ObjectKey::new(namespace, &reference.name));
+        match (self.targets.get(&key), self.unread_targets.get(&key)) {
+            (Some(target), _) => TargetState::Found(target.clone()),
+            (None, Some(Some(why))) => TargetState::UnknownKind(why.clone()),
+            (None, Some(None)) => TargetState::Unread,
+            (None, None) => TargetState::Missing,
+        }
+    }
+
+    /// How the API server calls a kind; `None` before it was discovered.
+    fn resource(&self, kind: &Kind) -> Option<ApiResource> {
+        kind.resource().or_else(|| self.resources.get(kind).cloned())
+    }
+
+    /// The target of an ElastiService, if it is of a kind that is not known beforehand.
+    fn other_target(&self, key: &ObjectKey) -> Option<(Arc<OtherKind>, ObjectKey)> {
+        match references(key, self.elastis.get(key)?).1 {
+            (Kind::Other(kind), target) => Some((kind, target)),
+            _ => None,
+        }
     }
 
     fn autoscaler(&self, key: &ObjectKey, elasti: &ElastiService) -> AutoscalerState {
@@ -485,9 +573,7 @@ impl Tables {
         }
         let (service, target) = references(key, &elasti);
         unindex(&mut self.by_service, &service, key);
-        if let Some(target) = target {
-            unindex(&mut self.by_target, &target, key);
-        }
+        unindex(&mut self.by_target, &target, key);
         self.autoscalers.name(key.clone(), None);
         let uid = elasti.metadata.uid.clone();
         if let Some(uid) = &uid

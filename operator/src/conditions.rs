@@ -75,7 +75,7 @@ fn service_fault(observed: &Observed<'_>) -> Option<Cause> {
 fn target_fault(observed: &Observed<'_>) -> Option<Cause> {
     let target = &observed.elasti.spec.scale_target_ref;
     match &observed.target {
-        TargetState::Found(_) => None,
+        TargetState::Found(_) | TargetState::Unread => None,
         TargetState::Missing => Some((
             "TargetNotFound",
             format!("there is no {} {}; create it or correct spec.scaleTargetRef", target.kind(), target.name),

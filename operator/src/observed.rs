@@ -42,14 +42,14 @@ pub struct TargetObserved {
     pub namespace: String,
     /// Name of the target.
     pub name: String,
-    /// The replicas that it shall have. Absent in the object means 1, as the API says of every kind we know.
+    /// The replicas that it shall have. Absent in the object means 1, as the API says of every kind that is known beforehand; of others
+    /// it is what `/scale` says.
     pub spec_replicas: i32,
     /// The replicas that it has, ready or not.
     pub status_replicas: i32,
     /// Its pods have addresses of their own: its template says so, and is there to say so.
     pub pod_network: bool,
-    /// Labels of its pods, in the form of a label selector; empty when the target has none of its own (a Rollout with
-    /// `workloadRef`).
+    /// Labels of its pods, in the form of a label selector; empty when the target does not tell them.
     pub selector: String,
     /// Its resourceVersion: a patch that carries it changes nothing that somebody else has changed since.
     pub resource_version: String,
@@ -62,7 +62,9 @@ pub enum TargetState {
     Found(TargetObserved),
     /// The API server knows no such object.
     Missing,
-    /// The cluster does not serve the target's kind, or the kind is not one that we scale.
+    /// It is about to be read.
+    Unread,
+    /// The cluster does not serve the target's kind, or not with a `/scale` that may be read; why, and what helps.
     UnknownKind(String),
 }
 
@@ -71,7 +73,7 @@ impl TargetState {
     pub fn found(&self) -> Option<&TargetObserved> {
         match self {
             Self::Found(target) => Some(target),
-            Self::Missing | Self::UnknownKind(_) => None,
+            Self::Missing | Self::Unread | Self::UnknownKind(_) => None,
         }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! `config/rbac` grants exactly this: a test compares the two in both directions. A request that is missing here is refused
 //! in a real cluster; one that nobody makes any more is to be taken out. Server-side apply of an object that may not exist
-//! is `patch` and `create`. One request is granted by users, where they want it: `idleness::secrets` gets the Secrets that triggers
-//! name.
+//! is `patch` and `create`. Two are granted by users, where they want it: `idleness::secrets` gets the Secrets that triggers
+//! name; `caches::others` lists and watches other kinds of targets and gets their `/scale`, which `target` patches.
 
 use elasti_api::names::{CA_CONFIG_MAP, GROUP, OPERATOR, TLS_SECRET};
 

@@ -631,13 +631,13 @@ impl Planner<'_> {
         let now = self.now.instant;
         let since = *self.memory.deleting_since.get_or_insert(now);
         self.release_autoscaler();
-        if let (TargetState::Found(target), None) = (&self.observed.target, &self.observed.taken_by) {
-            if target.spec_replicas == 0 {
-                self.actions.push(Action::ScaleUp { replicas: self.observed.elasti.spec.min_target_replicas.max(1) });
-            }
-            if !self.observed.target_ready() && !self.passed(Some(since), FINALIZE_PATIENCE) {
-                return Publish::Keep;
-            }
+        let ours = self.observed.taken_by.is_none();
+        if ours && self.observed.target.found().is_some_and(|target| target.spec_replicas == 0) {
+            self.actions.push(Action::ScaleUp { replicas: self.observed.elasti.spec.min_target_replicas.max(1) });
+        }
+        let known = matches!(self.observed.target, TargetState::Found(_) | TargetState::Unread);
+        if ours && known && !self.observed.target_ready() && !self.passed(Some(since), FINALIZE_PATIENCE) {
+            return Publish::Keep;
         }
         if !self.observed.slices.is_empty() {
             self.withdraw(&[]);

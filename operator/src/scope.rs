@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use k8s_openapi::NamespaceResourceScope;
-use kube::api::{Api, DynamicObject};
-use kube::core::ApiResource;
+use kube::api::Api;
+use kube::core::{ApiResource, DynamicResourceScope};
 use kube::{Client, Resource};
 
 /// The namespaces; empty for all.
@@ -30,7 +30,10 @@ impl Scope {
     }
 
     /// The same for a kind that is known at run time only.
-    pub fn dynamic_apis(&self, client: &Client, resource: &ApiResource) -> Vec<Api<DynamicObject>> {
+    pub fn dynamic_apis<K>(&self, client: &Client, resource: &ApiResource) -> Vec<Api<K>>
+    where
+        K: Resource<DynamicType = ApiResource, Scope = DynamicResourceScope>,
+    {
         if self.0.is_empty() {
             return vec![Api::all_with(client.clone(), resource)];
         }

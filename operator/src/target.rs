@@ -1,6 +1,10 @@
 //! Scale targets: which kinds there are, how one is observed, and how `/scale` is patched.
 
+use std::fmt;
+use std::sync::Arc;
+
 use elasti_api::v1alpha1::ScaleTargetRef;
+use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind, Selector};
@@ -8,7 +12,7 @@ use kube::core::{ApiResource, GroupVersionKind, Selector};
 use crate::observed::{ObjectKey, TargetObserved};
 
 /// A kind of target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// `apps/v1 Deployment`.
     Deployment,
@@ -16,30 +20,58 @@ pub enum Kind {
     StatefulSet,
     /// `argoproj.io/v1alpha1 Rollout`.
     Rollout,
+    /// Whatever else an ElastiService names. Whether the cluster serves it with a `/scale` subresource is asked then.
+    Other(Arc<OtherKind>),
+}
+
+/// A kind that is not known beforehand, as an ElastiService names it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OtherKind {
+    /// API group and version, such as `apps.kruise.io/v1alpha1`.
+    pub api_version: String,
+    /// Kind, such as `CloneSet`.
+    pub kind: String,
 }
 
 impl Kind {
     /// Kinds that every cluster serves.
     pub const BUILT_IN: [Self; 2] = [Self::Deployment, Self::StatefulSet];
 
-    /// The kind that a reference names; `None` when we know no such kind.
-    pub fn of(reference: &ScaleTargetRef) -> Option<Self> {
+    /// The kind that a reference names.
+    pub fn of(reference: &ScaleTargetRef) -> Self {
         match (reference.api_version.as_str(), reference.kind()) {
-            ("apps/v1", "Deployment") => Some(Self::Deployment),
-            ("apps/v1", "StatefulSet") => Some(Self::StatefulSet),
-            ("argoproj.io/v1alpha1", "Rollout") => Some(Self::Rollout),
-            _ => None,
+            ("apps/v1", "Deployment") => Self::Deployment,
+            ("apps/v1", "StatefulSet") => Self::StatefulSet,
+            ("argoproj.io/v1alpha1", "Rollout") => Self::Rollout,
+            (api_version, kind) => {
+                Self::Other(Arc::new(OtherKind { api_version: api_version.to_owned(), kind: kind.to_owned() }))
+            }
         }
     }
 
-    /// The API resource.
-    pub fn resource(self) -> ApiResource {
+    /// The API resource, of kinds that are known beforehand.
+    pub fn resource(&self) -> Option<ApiResource> {
         let (group, version, kind, plural) = match self {
             Self::Deployment => ("apps", "v1", "Deployment", "deployments"),
             Self::StatefulSet => ("apps", "v1", "StatefulSet", "statefulsets"),
             Self::Rollout => ("argoproj.io", "v1alpha1", "Rollout", "rollouts"),
+            Self::Other(_) => return None,
         };
-        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural)
+        Some(ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural))
+    }
+}
+
+impl OtherKind {
+    /// Group, version and kind; the core group has no name.
+    pub fn gvk(&self) -> GroupVersionKind {
+        let (group, version) = self.api_version.rsplit_once('/').unwrap_or(("", &self.api_version));
+        GroupVersionKind::gvk(group, version, &self.kind)
+    }
+}
+
+impl fmt::Display for OtherKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.kind, self.api_version)
     }
 }
 
@@ -53,6 +85,8 @@ pub fn observed(object: &DynamicObject) -> TargetObserved {
         .and_then(|selector| serde_json::from_value::<LabelSelector>(selector.clone()).ok())
         .and_then(|selector| Selector::try_from(selector).ok())
         .map(|selector| selector.to_string())
+        // A Rollout with `workloadRef` tells it in its status only.
+        .or_else(|| object.data.pointer("/status/selector")?.as_str().map(str::to_owned))
         .unwrap_or_default();
     TargetObserved {
         namespace: object.metadata.namespace.clone().unwrap_or_default(),
@@ -62,6 +96,22 @@ pub fn observed(object: &DynamicObject) -> TargetObserved {
         pod_network: object.data.pointer("/spec/template/spec").is_some_and(|pod| pod["hostNetwork"] != true),
         selector,
         resource_version: object.metadata.resource_version.clone().unwrap_or_default(),
+    }
+}
+
+/// What is kept of a target of which only `/scale` is read: only the API server knows where such a kind keeps its replicas.
+/// Replicas that are absent are zero, as in every Scale.
+pub fn of_scale(key: &ObjectKey, scale: Scale) -> TargetObserved {
+    let status = scale.status.unwrap_or_default();
+    TargetObserved {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+        spec_replicas: scale.spec.and_then(|spec| spec.replicas).unwrap_or(0),
+        status_replicas: status.replicas,
+        // Nothing says that they have.
+        pod_network: false,
+        selector: status.selector.unwrap_or_default(),
+        resource_version: scale.metadata.resource_version.unwrap_or_default(),
     }
 }
 
@@ -103,11 +153,6 @@ async fn patch(api: &Api<DynamicObject>, name: &str, version: &str, replicas: i3
     api.patch_scale(name, &PatchParams::default(), &Patch::Merge(body)).await.map(|_| ())
 }
 
-/// The API of a target's kind in its namespace.
-pub fn api(client: kube::Client, kind: Kind, key: &ObjectKey) -> Api<DynamicObject> {
-    Api::namespaced_with(client, &key.namespace, &kind.resource())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,8 +190,35 @@ mod tests {
         let kind = |api: &str, kind: &str| {
             Kind::of(&ScaleTargetRef { api_version: api.into(), kind: kind.into(), name: "x".into() })
         };
-        assert_eq!(kind("apps/v1", "deployments"), Some(Kind::Deployment));
-        assert_eq!(kind("argoproj.io/v1alpha1", "rollouts"), Some(Kind::Rollout));
-        assert_eq!(kind("apps/v1", "Rollout"), None);
+        assert_eq!(kind("apps/v1", "deployments"), Kind::Deployment);
+        assert_eq!(kind("argoproj.io/v1alpha1", "rollouts"), Kind::Rollout);
+        assert_eq!(kind("apps/v1", "Rollout").resource(), None, "the cluster is asked");
+        let Kind::Other(core) = kind("v1", "ReplicationController") else { panic!("another kind") };
+        assert_eq!(core.gvk(), GroupVersionKind::gvk("", "v1", "ReplicationController"));
+        let Kind::Other(kruise) = kind("apps.kruise.io/v1beta1", "StatefulSet") else { panic!("another kind") };
+        assert_eq!(kruise.gvk(), GroupVersionKind::gvk("apps.kruise.io", "v1beta1", "StatefulSet"));
+    }
+
+    /// Keeps out B23 too.
+    #[test]
+    fn a_rollout_without_replicas_and_with_a_reference_to_its_workload_is_observed() {
+        let rollout = serde_json::json!({
+            "apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout", "metadata": {"namespace": "n", "name": "web"},
+            "spec": {"workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"}},
+            "status": {"replicas": 1, "selector": "app=web"},
+        });
+        let target = observed(&serde_json::from_value(rollout).unwrap());
+        assert_eq!((target.spec_replicas, target.status_replicas, target.selector.as_str()), (1, 1, "app=web"));
+    }
+
+    #[test]
+    fn of_other_kinds_the_scale_is_kept() {
+        let scale = serde_json::json!({
+            "metadata": {"namespace": "n", "name": "web", "resourceVersion": "7"},
+            "spec": {}, "status": {"replicas": 2, "selector": "app=web"},
+        });
+        let target = of_scale(&ObjectKey::new("n", "web"), serde_json::from_value(scale).unwrap());
+        assert_eq!((target.spec_replicas, target.status_replicas), (0, 2));
+        assert_eq!((target.selector.as_str(), target.resource_version.as_str()), ("app=web", "7"));
     }
 }

@@ -13,6 +13,7 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::authorization::v1::SubjectAccessReview;
 use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client, CustomResourceExt, Resource};
@@ -26,7 +27,7 @@ mod processes;
 mod prometheus;
 
 pub use faulty::{Done, Fault, FaultyWay};
-pub use objects::{deployment, elasti_service, ready_endpoint, scaled_object, service};
+pub use objects::{custom, deployment, elasti_service, ready_endpoint, scaled_object, service};
 pub use processes::{Operator, Resolver, host_address};
 pub use prometheus::{Prometheus, Says};
 
@@ -97,18 +98,48 @@ impl Cluster {
 
     /// Has the API server serve KEDA's `ScaledObject`s, as its CRD would; nobody acts upon them.
     pub async fn serve_scaled_objects(&self) {
-        let names = json!({"kind": "ScaledObject", "listKind": "ScaledObjectList", "plural": "scaledobjects", "singular": "scaledobject"});
+        self.serve("keda.sh", "ScaledObject", &Value::Null).await;
+    }
+
+    /// Has the API server serve a kind of the version `v1alpha1` whose spec may be anything; `scale` is where it keeps its replicas,
+    /// null if it has no `/scale`. Nobody acts upon its objects.
+    pub async fn serve(&self, group: &str, kind: &str, scale: &Value) {
+        let (singular, plural) = (kind.to_lowercase(), plural(kind));
+        let names = json!({"kind": kind, "listKind": format!("{kind}List"), "plural": plural, "singular": singular});
         let schema = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
-        let version =
+        let mut version =
             json!({"name": "v1alpha1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}});
+        if !scale.is_null() {
+            version["subresources"] = json!({"scale": scale});
+        }
         let crd = json!({
             "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-            "metadata": {"name": "scaledobjects.keda.sh"},
-            "spec": {"group": "keda.sh", "scope": "Namespaced", "names": names, "versions": [version]},
+            "metadata": {"name": format!("{plural}.{group}")},
+            "spec": {"group": group, "scope": "Namespaced", "names": names, "versions": [version]},
         });
         self.apply(&crd).await;
-        let probe = self.in_namespace("default");
-        until("ScaledObjects are served", async || probe.dry_run(&scaled_object("probe", &json!({}))).await.ok()).await;
+        let (default, probe) = (self.in_namespace("default"), custom(group, kind, "probe", &json!({})));
+        until("the kind is served", async || default.dry_run(&probe).await.ok()).await;
+    }
+
+    /// Has the API server serve such a kind no more.
+    pub async fn serve_no_more(&self, group: &str, kind: &str) {
+        let crds = Api::<CustomResourceDefinition>::all(self.client.clone());
+        crds.delete(&format!("{}.{group}", plural(kind)), &DeleteParams::default()).await.unwrap();
+        let (default, probe) = (self.in_namespace("default"), custom(group, kind, "probe", &json!({})));
+        until("the kind is served no more", async || default.dry_run(&probe).await.err()).await;
+    }
+
+    /// Lets the operator scale another kind, as a `ClusterRole` with the label of docs/targets.md does where its rules are
+    /// aggregated.
+    pub async fn permit_targets(&self, group: &str, kind: &str) {
+        let mut role = objects_in("cluster-wide/operator-role.yaml").remove(2);
+        let plural = plural(kind);
+        role["rules"] = json!([
+            {"apiGroups": [group], "resources": [plural], "verbs": ["list", "watch"]},
+            {"apiGroups": [group], "resources": [format!("{plural}/scale")], "verbs": ["get", "patch"]},
+        ]);
+        self.apply(&role).await;
     }
 
     /// Lets the operator do in these namespaces what it may do everywhere, and nothing in others, until the end of the turn.
@@ -272,9 +303,13 @@ impl Sandbox {
 
     /// A `ScaledObject`.
     pub async fn scaled_object(&self, name: &str) -> Value {
-        let resource = resource_of(&scaled_object(name, &json!({})));
-        let object = api(&self.client, Some(&self.namespace), &resource).get(name).await.unwrap();
-        serde_json::to_value(object).unwrap()
+        self.current(&scaled_object(name, &json!({}))).await
+    }
+
+    /// An object as it is now.
+    pub async fn current(&self, object: &Value) -> Value {
+        let api = api(&self.client, Some(&self.namespace), &resource_of(object));
+        serde_json::to_value(api.get(object["metadata"]["name"].as_str().unwrap()).await.unwrap()).unwrap()
     }
 
     /// All objects of a kind.
@@ -396,6 +431,10 @@ fn objects_in(file: &str) -> Vec<Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config").join(file);
     let text = std::fs::read_to_string(path).unwrap();
     serde_yaml_ng::Deserializer::from_str(&text).map(|document| Value::deserialize(document).unwrap()).collect()
+}
+
+fn plural(kind: &str) -> String {
+    format!("{}s", kind.to_lowercase())
 }
 
 fn resource_of(object: &Value) -> ApiResource {

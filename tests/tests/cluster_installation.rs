@@ -62,7 +62,12 @@ fn e2e_06_the_slice_names_exactly_the_resolvers_that_there_are() {
 struct ClusterWide;
 
 impl ClusterWide {
-    const ROLES: [&str; 2] = ["clusterrolebinding/elasti-operator", "clusterrole/elasti-operator"];
+    const ROLES: [&str; 4] = [
+        "clusterrolebinding/elasti-operator",
+        "clusterrole/elasti-operator",
+        "clusterrolebinding/elasti-operator-other-targets",
+        "clusterrole/elasti-operator-other-targets",
+    ];
 }
 
 impl Drop for ClusterWide {

@@ -159,8 +159,10 @@ fn the_installation_is_this_and_no_more() {
     let mut found: Vec<String> = installation().iter().map(of).collect();
     let mut wanted = vec![
         format!("ClusterRole {}", names::OPERATOR),
+        format!("ClusterRole {}-other-targets", names::OPERATOR),
         format!("ClusterRole {}-tokens", names::OPERATOR),
         format!("ClusterRoleBinding {}", names::OPERATOR),
+        format!("ClusterRoleBinding {}-other-targets", names::OPERATOR),
         format!("ClusterRoleBinding {}-tokens", names::OPERATOR),
         format!("CustomResourceDefinition elastiservices.{}", names::GROUP),
         format!("DaemonSet {}", names::RESOLVER),

@@ -159,20 +159,31 @@ pub struct PortSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "(self.kind in ['Rollout', 'rollouts']) == (self.apiVersion == 'argoproj.io/v1alpha1')",
-    "message": "a Rollout has apiVersion argoproj.io/v1alpha1, a Deployment or StatefulSet has apps/v1",
+    "rule": "self.apiVersion != 'apps/v1' || self.kind in ['Deployment', 'deployments', 'StatefulSet', 'ReplicaSet']",
+    "message": "of apps/v1 a Deployment or a StatefulSet can be scaled; a Rollout has apiVersion argoproj.io/v1alpha1",
+}, {
+    "rule": "self.apiVersion != 'argoproj.io/v1alpha1' || self.kind in ['Rollout', 'rollouts']",
+    "message": "of argoproj.io/v1alpha1 a Rollout can be scaled; a Deployment or StatefulSet has apiVersion apps/v1",
+}, {
+    "rule": "self.apiVersion.matches('^([a-z0-9.-]+/)?v[0-9]+((alpha|beta)[0-9]+)?$')",
+    "message": "apiVersion is a group and a version, such as apps/v1",
+}, {
+    "rule": "self.kind.matches('^[A-Za-z][A-Za-z0-9]*$')",
+    "message": "kind is the name of a kind, such as Deployment",
 }, {
     "rule": "self.name != ''",
-    "message": "name the Deployment, StatefulSet or Rollout to scale",
+    "message": "name what to scale, such as a Deployment",
 }]))]
 pub struct ScaleTargetRef {
     /// API group and version of the target.
-    #[schemars(extend("enum" = ["apps/v1", "argoproj.io/v1alpha1"]))]
+    #[schemars(length(max = 317))]
     pub api_version: String,
-    /// Kind of the target. `deployments` and `rollouts` are older spellings of `Deployment` and `Rollout`.
-    #[schemars(extend("enum" = ["deployments", "rollouts", "Deployment", "StatefulSet", "Rollout"]))]
+    /// Kind of the target: `Deployment`, `StatefulSet`, Argo's `Rollout`, or any other with a `/scale` subresource that the operator
+    /// was given permission for. `deployments` and `rollouts` are older spellings of `Deployment` and `Rollout`.
+    #[schemars(length(max = 63))]
     pub kind: String,
     /// Name of the target.
+    #[schemars(length(max = 253))]
     pub name: String,
 }
 

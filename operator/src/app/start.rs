@@ -41,7 +41,8 @@ pub(super) async fn watch(watches: Arc<Watches>, client: Client, caches: &Caches
         watches.clone().targets(stateful_set, stateful_sets),
         watch_rollouts(watches.clone(), client.clone(), caches, rollouts),
         watch_scaled_objects(watches.clone(), client, caches, scaled_objects),
-        watches.autoscalers(autoscaler::Kind::HorizontalPodAutoscaler, horizontal),
+        watches.clone().autoscalers(autoscaler::Kind::HorizontalPodAutoscaler, horizontal),
+        watches.other_targets(),
         async {
             waiting.await;
             complete();
@@ -51,10 +52,10 @@ pub(super) async fn watch(watches: Arc<Watches>, client: Client, caches: &Caches
 
 /// Watches Rollouts once the cluster serves them; until then it is said that it does not.
 async fn watch_rollouts(watches: Arc<Watches>, client: Client, caches: &Caches, complete: watch::Sender<bool>) {
-    caches.set_kind_unread(Kind::Rollout, Some("Rollouts have not been read yet".to_owned()));
+    caches.set_kind_unread(&Kind::Rollout, Some("Rollouts have not been read yet".to_owned()));
     served(&client, ROLLOUTS, || {
         let why = format!("the cluster serves no {ROLLOUTS}; install Argo Rollouts, or correct spec.scaleTargetRef");
-        caches.set_kind_unread(Kind::Rollout, Some(why));
+        caches.set_kind_unread(&Kind::Rollout, Some(why));
         complete.send_replace(true);
     })
     .await;

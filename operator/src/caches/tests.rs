@@ -123,3 +123,38 @@ fn every_pod_that_is_not_about_to_end_is_known_with_its_node_whether_it_is_ready
         pods.iter().map(|pod| (pod.address.to_string(), pod.node.as_str(), pod.pod.as_str(), pod.ready)).collect();
     assert_eq!(seen, [("10.1.0.1:8080".to_owned(), "n1", "p", false), ("10.1.0.2:8080".to_owned(), "", "q", true)]);
 }
+
+#[test]
+fn targets_of_other_kinds_are_wanted_while_an_elasti_service_names_them_and_nothing_is_kept_after() {
+    let caches = Caches::new();
+    let wanted = caches.other_targets();
+    let elasti = |kind: &str| {
+        serde_json::from_value::<ElastiService>(json!({
+            "metadata": {"namespace": "n", "name": "web", "uid": "e"},
+            "spec": {"service": "web", "scaleTargetRef": {"apiVersion": "example.com/v1", "kind": kind, "name": "shop"}},
+        }))
+        .unwrap()
+    };
+    let state = || caches.snapshot(&ObjectKey::new("n", "web")).unwrap().target;
+    let kind = Kind::of(&elasti("Shop").spec.scale_target_ref);
+    let target = TargetObserved { namespace: "n".into(), name: "shop".into(), ..TargetObserved::default() };
+
+    caches.apply_elasti(elasti("Shop"));
+    assert_eq!(wanted.borrow().len(), 1);
+    assert_eq!(state(), TargetState::Unread, "that is no fault");
+    let concerned = caches.set_target_unread(&kind, &ObjectKey::new("n", "shop"), "forbidden".into());
+    assert_eq!((concerned.len(), state()), (1, TargetState::UnknownKind("forbidden".into())));
+    caches.apply_target(&kind, target.clone());
+    assert_eq!(state(), TargetState::Found(target));
+    assert_eq!(caches.set_target_unread(&kind, &ObjectKey::new("n", "shop"), "late".into()).len(), 0);
+    caches.remove_target(&kind, &ObjectKey::new("n", "shop"));
+    assert_eq!(state(), TargetState::Missing);
+
+    caches.apply_elasti(elasti("Stall"));
+    let names: Vec<String> = wanted.borrow().keys().map(|kind| kind.kind.clone()).collect();
+    assert_eq!(names, ["Stall"]);
+    caches.remove_elasti(&ObjectKey::new("n", "web"));
+    assert!(wanted.borrow().is_empty());
+    let tables = caches.read();
+    assert!(tables.targets.is_empty() && tables.unread_targets.is_empty() && tables.by_target.is_empty());
+}

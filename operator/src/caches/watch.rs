@@ -56,7 +56,7 @@ impl Backoff for Retry {
 }
 
 /// What a watch has seen.
-enum Fact<K> {
+pub(super) enum Fact<K> {
     /// The object is there, new or changed.
     There(K),
     /// No object of this key is there any more.
@@ -68,7 +68,7 @@ enum Fact<K> {
 }
 
 impl<K> Fact<K> {
-    fn counted(&self) -> Watched {
+    pub(super) fn counted(&self) -> Watched {
         match self {
             Self::There(_) | Self::Gone(_) => Watched::Changed,
             Self::Complete => Watched::Complete,
@@ -78,7 +78,7 @@ impl<K> Fact<K> {
 }
 
 /// What is seen by one watch for each of these. It is complete once each is.
-fn watched<K>(apis: Vec<Api<K>>) -> impl Stream<Item = Fact<K>> + Send
+pub(super) fn watched<K>(apis: Vec<Api<K>>) -> impl Stream<Item = Fact<K>> + Send
 where
     K: Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
 {
@@ -143,7 +143,7 @@ fn forget<T: Hash + Eq + Clone>(known: &mut HashSet<T>, listed: &mut HashSet<T>)
     gone
 }
 
-fn key<K: Resource>(object: &K) -> ObjectKey {
+pub(super) fn key<K: Resource>(object: &K) -> ObjectKey {
     ObjectKey::new(object.meta().namespace.clone().unwrap_or_default(), object.name_any())
 }
 
@@ -159,10 +159,10 @@ pub trait Concern: Send + Sync {
 
 /// The watches.
 pub struct Watches {
-    client: Client,
-    scope: Scope,
-    caches: Arc<Caches>,
-    concern: Arc<dyn Concern>,
+    pub(super) client: Client,
+    pub(super) scope: Scope,
+    pub(super) caches: Arc<Caches>,
+    pub(super) concern: Arc<dyn Concern>,
 }
 
 impl Watches {
@@ -219,11 +219,12 @@ impl Watches {
         .await;
     }
 
-    /// Watches the targets of one kind. A kind that the cluster does not serve is asked for again and again, so that it may
+    /// Watches the targets of a kind that is known beforehand. One that the cluster does not serve is asked for again and again, so that it may
     /// be installed later.
     pub async fn targets(self: Arc<Self>, kind: Kind, complete: watch::Sender<bool>) {
-        let resource = kind.resource();
+        let Some(resource) = kind.resource() else { return };
         let what = format!("{} of {}", resource.kind, resource.api_version);
+        let kind = &kind;
         self.caches.set_kind_unread(kind, Some(format!("{what} have not been read yet")));
         self.optional(&resource, |this, fact| match fact {
             Fact::There(object) => this.caches.apply_target(kind, target::observed(&object)),
@@ -271,7 +272,7 @@ impl Watches {
     where
         F: FnMut(&Self, Fact<DynamicObject>) -> Concerned + Send,
     {
-        let facts = watched(self.scope.dynamic_apis(&self.client, resource));
+        let facts = watched(self.scope.dynamic_apis::<DynamicObject>(&self.client, resource));
         pin_mut!(facts);
         while let Some(fact) = facts.next().await {
             if let Fact::Failed(error) = &fact {

@@ -17,7 +17,7 @@ use crate::autoscaler::{self, AutoscalerObserved, Wish};
 use crate::caches::Snapshot;
 use crate::observed::{ObjectKey, TargetObserved};
 use crate::plan::Action;
-use crate::target::{self, Kind, Scaled};
+use crate::target::{self, Scaled};
 use crate::{private_service as private, slices};
 
 /// How long one request may take: well inside the Lease, which is certain for at least 10 s after each renewal.
@@ -179,9 +179,9 @@ impl Controller {
         let reference = &snapshot.elasti.spec.scale_target_ref;
         let target =
             snapshot.target.found().with_context(|| format!("there is no {} {}", reference.kind(), reference.name))?;
-        let kind = Kind::of(reference).with_context(|| format!("{} cannot be scaled", reference.kind))?;
-        let key = ObjectKey::new(&target.namespace, &target.name);
-        Ok((target::api(self.parts.client.clone(), kind, &key), target))
+        let resource = snapshot.target_resource.as_ref();
+        let resource = resource.with_context(|| format!("{} cannot be scaled", reference.kind))?;
+        Ok((Api::namespaced_with(self.parts.client.clone(), &target.namespace, resource), target))
     }
 
     /// Wakes a target, and with it those of `spec.wakeWith`. While connections are held their own plans see to it; a wake for

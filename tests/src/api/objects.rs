@@ -45,6 +45,11 @@ pub fn scaled_object(name: &str, annotations: &Value) -> Value {
     })
 }
 
+/// An object of a kind that [`super::Cluster::serve`] has the API server serve.
+pub fn custom(group: &str, kind: &str, name: &str, spec: &Value) -> Value {
+    json!({"apiVersion": format!("{group}/v1alpha1"), "kind": kind, "metadata": {"name": name}, "spec": spec})
+}
+
 /// The slice that Kubernetes makes for a Service with one ready pod, which serves the port `http`.
 pub fn ready_endpoint(service: &str, pod: SocketAddr) -> Value {
     json!({

@@ -65,10 +65,11 @@ async fn what_cannot_work_is_refused_with_its_cure() {
     let target = |api_version: &str, kind: &str, name: &str| json!({"scaleTargetRef": {"apiVersion": api_version, "kind": kind, "name": name}});
     let refused = [
         (target("apps/v1", "Rollout", "web"), "a Rollout has apiVersion argoproj.io/v1alpha1"),
-        (target("argoproj.io/v1alpha1", "Deployment", "web"), "a Deployment or StatefulSet has apps/v1"),
-        (target("apps/v1", "DaemonSet", "web"), r#"supported values: "deployments""#),
-        (target("batch/v1", "Deployment", "web"), r#"supported values: "apps/v1""#),
-        (target("apps/v1", "Deployment", ""), "name the Deployment, StatefulSet or Rollout to scale"),
+        (target("argoproj.io/v1alpha1", "Deployment", "web"), "a Deployment or StatefulSet has apiVersion apps/v1"),
+        (target("apps/v1", "DaemonSet", "web"), "of apps/v1 a Deployment or a StatefulSet can be scaled"),
+        (target("apps/1", "Deployment", "web"), "apiVersion is a group and a version, such as apps/v1"),
+        (target("apps/v1beta1", "deployments.apps", "web"), "kind is the name of a kind, such as Deployment"),
+        (target("apps/v1", "Deployment", ""), "name what to scale, such as a Deployment"),
         (json!({"service": ""}), "spec.service"),
         (json!({"service": null}), "spec.service: Required value"),
         (json!({"scaleTargetRef": null}), "spec.scaleTargetRef: Required value"),

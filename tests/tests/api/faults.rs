@@ -181,6 +181,6 @@ async fn an_elasti_service_that_an_older_schema_let_in_disturbs_nobody() {
     let _resolver = cluster.resolver(&[&operator]).await;
     healthy(&sandbox).await;
     let message = sandbox.until_reason("odd-kind", "Ready", "UnknownTargetKind").await;
-    assert!(message.contains("CronJob") && message.contains("use Deployment"), "{message}");
+    assert!(message.contains("CronJob") && message.contains("no /scale subresource"), "{message}");
     assert_eq!(sandbox.list::<ElastiService>().await.len(), 4, "all are still stored");
 }

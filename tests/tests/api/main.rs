@@ -10,5 +10,6 @@ mod namespaces;
 mod outages;
 mod removal;
 mod replicas;
+mod targets;
 mod triggers;
 mod wake;

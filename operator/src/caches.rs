@@ -3,10 +3,11 @@
 //! One shared watch per kind for the whole cluster, never one per ElastiService; objects are reduced to the types of
 //! [`crate::observed`] as they arrive. Every change names the ElastiServices that it concerns. Reads never block on I/O.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use elasti_api::message::Mode;
 use elasti_api::names;
 use elasti_api::v1alpha1::ElastiService;
 use k8s_openapi::api::core::v1::Service;
@@ -65,6 +66,8 @@ struct Tables {
     /// Slices of ours and the UID of the ElastiService that they belong to, by slice.
     own_slices: HashMap<ObjectKey, (String, ResolverSlice)>,
     own_slices_by_uid: HashMap<String, BTreeSet<ObjectKey>>,
+    /// Slices named like ours that bear none of our labels: KubeElasti left them behind, and they lead to its resolvers.
+    left_behind: HashSet<ObjectKey>,
     autoscalers: autoscalers::Autoscalers,
 }
 
@@ -186,6 +189,7 @@ impl Caches {
                 .into_iter()
                 .flatten()
                 .filter_map(|slice| Some(tables.own_slices.get(slice)?.1.clone()))
+                .chain(tables.left_behind(key, &elasti))
                 .collect(),
             stale_private: tables
                 .private_by_uid
@@ -267,6 +271,7 @@ impl Caches {
             let mut concerned = tables.remove_slice(&key);
             tables.own_slices_by_uid.entry(uid.clone()).or_default().insert(key.clone());
             concerned.extend(tables.by_uid.get(&uid).cloned());
+            tables.left_behind.remove(&key);
             tables.own_slices.insert(key, (uid, own));
             return concerned;
         }
@@ -276,6 +281,12 @@ impl Caches {
         }
         let Some((service, backends)) = project::backends(slice) else { return concerned };
         let service = ObjectKey::new(&key.namespace, service);
+        if key.name == names::resolver_slice(&service.name, false) {
+            if tables.left_behind.insert(key) {
+                concerned.extend(tables.concerned_by_service(&service));
+            }
+            return concerned;
+        }
         if tables.backends.get(&service).and_then(|slices| slices.get(&key.name)) == Some(&backends) {
             return concerned;
         }
@@ -458,6 +469,22 @@ impl Tables {
         }
     }
 
+    /// What is to be deleted where nothing is intercepted; until ours takes its place it leads to resolvers that still hold.
+    fn left_behind(&self, key: &ObjectKey, elasti: &ElastiService) -> Option<ResolverSlice> {
+        let intercepted = elasti.status.as_ref().and_then(|status| status.mode) != Some(Mode::Serve);
+        if intercepted && elasti.metadata.deletion_timestamp.is_none() {
+            return None;
+        }
+        let (service, name) = (&elasti.spec.service, names::resolver_slice(&elasti.spec.service, false));
+        self.left_behind.contains(&ObjectKey::new(&key.namespace, &name)).then(|| ResolverSlice {
+            name,
+            service: service.clone(),
+            ipv6: false,
+            endpoints: Vec::new(),
+            ports: Vec::new(),
+        })
+    }
+
     fn target(&self, elasti: &ElastiService) -> TargetState {
         let reference = &elasti.spec.scale_target_ref;
         let kind = Kind::of(reference);
@@ -599,6 +626,7 @@ impl Tables {
             unindex(&mut self.own_slices_by_uid, &uid, key);
             return self.by_uid.get(&uid).cloned().into_iter().collect();
         }
+        self.left_behind.remove(key);
         let mut concerned = Concerned::new();
         // A deletion may come without its labels, so the slice is looked for by name.
         let services: Vec<ObjectKey> = self

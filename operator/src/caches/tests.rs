@@ -110,6 +110,29 @@ fn the_private_services_slices_concern_its_elasti_service() {
     assert_eq!(caches.remove_slice(&ObjectKey::new("n", "b")).len(), 1);
 }
 
+/// A bug once: where the target was woken before ours took its place, the slice stayed, and led to resolvers that go.
+#[test]
+fn a_slice_that_kubeelasti_left_behind_is_no_backend_and_is_to_go_once_nothing_is_intercepted() {
+    let caches = caches();
+    let name = names::resolver_slice("web", false);
+    let left_behind = slice(&name, "web", &[json!({"addresses": ["10.1.0.9"]})]);
+    assert_eq!(caches.apply_slice(&left_behind).len(), 1);
+    let stale = |mode: &str| {
+        let elasti = json!({
+            "metadata": {"namespace": "n", "name": "web", "uid": "e"}, "status": {"mode": mode},
+            "spec": {"service": "web", "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"}},
+        });
+        caches.apply_elasti(serde_json::from_value(elasti).unwrap());
+        let snapshot = caches.snapshot(&ObjectKey::new("n", "web")).unwrap();
+        assert!(snapshot.backends.values().all(Vec::is_empty), "{:?}", snapshot.backends);
+        snapshot.slices.into_iter().map(|slice| slice.name).collect::<Vec<_>>()
+    };
+    assert!(stale("proxy").is_empty(), "its resolvers still hold connections");
+    assert_eq!(stale("serve"), [name.clone()]);
+    caches.remove_slice(&ObjectKey::new("n", &name));
+    assert!(stale("serve").is_empty());
+}
+
 #[test]
 fn every_pod_that_is_not_about_to_end_is_known_with_its_node_whether_it_is_ready_or_not() {
     let caches = caches();

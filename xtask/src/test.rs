@@ -186,30 +186,35 @@ fn api(args: &Args) -> Result<()> {
 
 fn cluster(args: &Args) -> Result<()> {
     let tests = build("cluster")?;
-    // Debian's package has both; the tests' pods get it from here.
-    let prometheus = promtool::path()?.with_file_name("prometheus");
-    let traffic = image::compile(&[cycles::TRAFFIC], &[])?.join(cycles::TRAFFIC);
     let options =
         Options { name: args.cluster("elasti-test"), kube_proxy: ProxyMode::default(), api_server_only: false };
     with_cluster(args, &options, |cluster| {
-        install::install(cluster)?;
-        cluster.load_image(&images::traffic(&traffic)?)?;
-        let mut outcome = Outcome::default();
-        for test in &tests {
-            let mut command = cluster.command_in_node(1, test)?;
-            command.args(&args.filter).args(["--test-threads", CLUSTER_THREADS]);
-            command.env("KUBECONFIG", cluster.kubeconfig()).env("ELASTI_KUBECTL", Cluster::kubectl_path());
-            command.env("ELASTI_PROMETHEUS", &prometheus);
-            command.env("ELASTI_NODES", format!("{},{}", cluster.netns(1)?, cluster.netns(2)?));
-            outcome.run(&mut command)?;
-        }
-        let passed = outcome.passed()?;
+        let passed = run_on(cluster, args, &tests)?;
         let missing: Vec<_> = REQUIRED.iter().filter(|name| !passed.iter().any(|passed| passed == *name)).collect();
         if args.filter.is_none() && !missing.is_empty() {
             bail!("these tests must run and pass, and did not: {missing:?}");
         }
         Ok(())
     })
+}
+
+/// Installs the product on a whole cluster and runs these tests on it; returns the names of those that passed, if all did.
+fn run_on(cluster: &Cluster, args: &Args, tests: &[PathBuf]) -> Result<Vec<String>> {
+    // Debian's package has both; the tests' pods get it from here.
+    let prometheus = promtool::path()?.with_file_name("prometheus");
+    let traffic = image::compile(&[cycles::TRAFFIC], &[])?.join(cycles::TRAFFIC);
+    install::install(cluster)?;
+    cluster.load_image(&images::traffic(&traffic)?)?;
+    let mut outcome = Outcome::default();
+    for test in tests {
+        let mut command = cluster.command_in_node(1, test)?;
+        command.args(&args.filter).args(["--test-threads", CLUSTER_THREADS]);
+        command.env("KUBECONFIG", cluster.kubeconfig()).env("ELASTI_KUBECTL", Cluster::kubectl_path());
+        command.env("ELASTI_PROMETHEUS", &prometheus);
+        command.env("ELASTI_NODES", format!("{},{}", cluster.netns(1)?, cluster.netns(2)?));
+        outcome.run(&mut command)?;
+    }
+    outcome.passed()
 }
 
 /// Starts a cluster, uses it, and takes it down unless it is to be kept. Afresh, whatever an earlier run has left.
@@ -227,10 +232,15 @@ fn with_cluster(args: &Args, options: &Options, body: impl FnOnce(&Cluster) -> R
 
 /// Builds the tests of a level and the programs that they use; returns the tests.
 fn build(level: &str) -> Result<Vec<PathBuf>> {
+    build_some(level, level)
+}
+
+/// As [`build`], for those tests of a level whose name begins so.
+fn build_some(level: &str, begin: &str) -> Result<Vec<PathBuf>> {
     let mut command = cargo();
     // The whole workspace is named so that dependencies are those of the unit level, built already.
     command.args(["test", "--workspace", "--locked", "--no-run"]);
-    command.args(["--features", &format!("elasti-tests/{level}"), "--test", &format!("{level}*")]);
+    command.args(["--features", &format!("elasti-tests/{level}"), "--test", &format!("{begin}*")]);
     command.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
     let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
     if !output.status.success() {
@@ -242,13 +252,13 @@ fn build(level: &str) -> Result<Vec<PathBuf>> {
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .filter(|message| {
             let name = message["target"]["name"].as_str().unwrap_or_default();
-            message["target"]["kind"][0] == "test" && name.starts_with(level)
+            message["target"]["kind"][0] == "test" && name.starts_with(begin)
         })
         .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
         .collect();
     tests.sort();
     if tests.is_empty() {
-        bail!("there are no tests of the level {level}");
+        bail!("there are no tests {begin} of the level {level}");
     }
     Ok(tests)
 }

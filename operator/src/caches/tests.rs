@@ -128,7 +128,7 @@ fn a_slice_that_kubeelasti_left_behind_is_no_backend_and_is_to_go_once_nothing_i
         snapshot.slices.into_iter().map(|slice| slice.name).collect::<Vec<_>>()
     };
     assert!(stale("proxy").is_empty(), "its resolvers still hold connections");
-    assert_eq!(stale("serve"), [name.clone()]);
+    assert_eq!(stale("serve"), std::slice::from_ref(&name));
     caches.remove_slice(&ObjectKey::new("n", &name));
     assert!(stale("serve").is_empty());
 }

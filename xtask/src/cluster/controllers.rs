@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use super::{Cluster, binaries};
 use crate::process;
 
-/// Namespace of KEDA's certificates.
+/// Namespace that KEDA takes for its own.
 const KEDA: &str = "keda";
 
 impl Cluster {
@@ -29,29 +29,30 @@ impl Cluster {
         let program = |name| binaries::path(name).display().to_string();
         let certificates = self.layout.dir().join("keda-certificates");
         fs::create_dir_all(&certificates)?;
+        // For the server that its metrics server would ask: any will do, since that is not there.
+        for (from, to) in [("ca.crt", "ca.crt"), ("node1.crt", "tls.crt"), ("node1.key", "tls.key")] {
+            fs::copy(self.layout.pki().join(from), certificates.join(to))?;
+        }
         node.start(
             "keda-operator",
             "env",
             &[
                 format!("POD_NAMESPACE={KEDA}"),
+                "WATCH_NAMESPACE=".to_owned(),
                 format!("KEDA_CLUSTER_OBJECT_NAMESPACE={KEDA}"),
                 program("keda-operator"),
                 kubeconfig.clone(),
-                // Its metrics server and its webhooks are not there; the certificates are for the server it asks for them.
-                "--enable-cert-rotation=true".to_owned(),
                 format!("--cert-dir={}", certificates.display()),
-                "--enable-webhook-patching=false".to_owned(),
                 // Their ports would be those of the other controller.
                 "--enable-prometheus-metrics=false".to_owned(),
-                "--enable-apiservice-patching=false".to_owned(),
             ],
         )?;
-        // Nobody else is there to lead.
-        node.start(
-            "rollouts-controller",
-            program("rollouts-controller"),
-            &[kubeconfig, "--leader-elect=false".to_owned()],
-        )
+        // It makes a directory for plugins where it stands; nobody else is there to lead.
+        let scratch = self.layout.dir().join("rollouts");
+        fs::create_dir_all(&scratch)?;
+        let stands = format!("--chdir={}", scratch.display());
+        let leads = "--leader-elect=false".to_owned();
+        node.start("rollouts-controller", "env", &[stands, program("rollouts-controller"), kubeconfig, leads])
     }
 }
 

@@ -3,26 +3,17 @@
 
 use anyhow::Result;
 
-use super::{Args, Outcome, build, with_cluster};
-use crate::cluster::{Cluster, Options, ProxyMode};
-use crate::install;
+use super::{Args, build, build_some, run_on, with_cluster};
+use crate::cluster::{Options, ProxyMode};
 
-/// Runs the level.
+/// Runs the level: its own tests, and KubeElasti's end-to-end cases once more.
 pub(super) fn run(args: &Args) -> Result<()> {
-    let tests = build("integrations")?;
+    let mut tests = build("integrations")?;
+    tests.extend(build_some("cluster", "cluster_kubeelasti")?);
     let options =
         Options { name: args.cluster("elasti-integrations"), kube_proxy: ProxyMode::default(), api_server_only: false };
     with_cluster(args, &options, |cluster| {
         cluster.start_controllers_of_others()?;
-        install::install(cluster)?;
-        let mut outcome = Outcome::default();
-        for test in &tests {
-            let mut command = cluster.command_in_node(1, test)?;
-            command.args(&args.filter).env("KUBECONFIG", cluster.kubeconfig());
-            command.env("ELASTI_KUBECTL", Cluster::kubectl_path());
-            command.env("ELASTI_NODES", format!("{},{}", cluster.netns(1)?, cluster.netns(2)?));
-            outcome.run(&mut command)?;
-        }
-        outcome.passed().map(drop)
+        run_on(cluster, args, &tests).map(drop)
     })
 }

@@ -147,6 +147,22 @@ impl Sandbox {
         self.asleep(target);
     }
 
+    /// kubectl in this namespace.
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        kubectl(&[&["-n", &self.namespace], arguments].concat())
+    }
+
+    /// Merges fields into an object: its kind, its name and further arguments.
+    pub fn patch(&self, object: &[&str], fields: &Value) {
+        self.kubectl(&[&["patch"], object, &["--type=merge", "-p", &fields.to_string()]].concat());
+    }
+
+    /// Calls port 80 of the target's Service from the pod of a node, and waits a minute for the answer.
+    pub fn call(&self, target: &Target, node: usize) -> String {
+        let url = format!("http://{}/", self.cluster_address(target, 80));
+        from_pod(node, &["curl", "-sS", "--max-time", "60", &url])
+    }
+
     /// Waits until the target serves directly.
     pub fn awake(&self, target: &Target) {
         until("the target serves", || {

@@ -1,5 +1,5 @@
 //! The set-up of KubeElasti's own end-to-end cases: an HTTP target under a `ScaledObject` of KEDA, and a trigger that asks Debian's
-//! real Prometheus. KEDA itself does not run here, its resource is there.
+//! real Prometheus. KEDA itself runs only in the level `integrations`; elsewhere its resource is there.
 
 use std::path::PathBuf;
 use std::sync::Once;
@@ -103,15 +103,21 @@ pub fn scaled_object(sandbox: &Sandbox, kind: &str, name: &str) {
         // kubectl finds a new kind once discovery tells of it.
         until("ScaledObjects are served", || try_kubectl(&["get", "scaledobjects"], None).ok());
     });
-    sandbox.apply(json!({
-        "apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": {"name": "target-scaled-object"},
-        "spec": {"scaleTargetRef": {"kind": kind, "name": name}, "minReplicaCount": 1, "maxReplicaCount": 5,
+    sandbox.apply(wants_one("target-scaled-object", kind, name));
+}
+
+/// A `ScaledObject` that wants one replica at least, at all times, and looks every second.
+pub fn wants_one(name: &str, kind: &str, target: &str) -> Value {
+    json!({
+        "apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": {"name": name},
+        "spec": {
+            "scaleTargetRef": {"kind": kind, "name": target}, "minReplicaCount": 1, "maxReplicaCount": 5,
             "pollingInterval": 1,
             "triggers": [{"type": "cron", "metadata": {
                 "timezone": "UTC", "start": "0 0 1 1 *", "end": "59 23 31 12 *", "desiredReplicas": "1",
             }}],
         },
-    }));
+    })
 }
 
 /// KubeElasti's `send_traffic.sh`: five calls, one after the other, from a pod. KubeElasti's repeats a call that fails; this

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use elasti_api::names::{RESOLVER_PROXY_PORT, private_service};
-use elasti_tests::cluster::{Sandbox, from_host, from_pod, get, kubectl, list, metric, resolvers, until};
+use elasti_tests::cluster::{Sandbox, from_host, from_pod, get, list, metric, resolvers, until};
 use elasti_tests::cycles::clients::Clients;
 use elasti_tests::cycles::run::TRAFFIC_IMAGE;
 use elasti_tests::kubeelasti::{
@@ -16,24 +16,16 @@ use elasti_tests::kubeelasti::{
 use elasti_traffic::record::{Kind, Load};
 use serde_json::{Value, json};
 
-fn kubectl_in(sandbox: &Sandbox, arguments: &[&str]) -> String {
-    kubectl(&[&["-n", &sandbox.namespace], arguments].concat())
-}
-
 fn scale(sandbox: &Sandbox, workload: &str, replicas: u32) {
-    kubectl_in(sandbox, &["scale", workload, &format!("--replicas={replicas}")]);
+    sandbox.kubectl(&["scale", workload, &format!("--replicas={replicas}")]);
 }
 
 fn rolled_out(sandbox: &Sandbox) {
-    kubectl_in(sandbox, &["rollout", "status", &format!("deployment/{NAME}"), "--timeout=60s"]);
+    sandbox.kubectl(&["rollout", "status", &format!("deployment/{NAME}"), "--timeout=60s"]);
 }
 
 fn replicas(sandbox: &Sandbox, kind: &str, name: &str) -> i64 {
     get(&sandbox.namespace, kind, name).unwrap()["spec"]["replicas"].as_i64().unwrap()
-}
-
-fn patch(sandbox: &Sandbox, object: &[&str], how: &str, patch: &Value) {
-    kubectl_in(sandbox, &[&["patch"], object, &["--type", how, "-p", &patch.to_string()]].concat());
 }
 
 #[test]
@@ -100,7 +92,7 @@ fn e2e_05_the_private_service_goes_with_the_elasti_service() {
     assert!(get(&sandbox.namespace, "service", &private).is_some());
     scale(&sandbox, &format!("deployment/{NAME}"), 1);
     rolled_out(&sandbox);
-    kubectl_in(&sandbox, &["delete", "elastiservice", NAME, "--timeout=60s"]);
+    sandbox.kubectl(&["delete", "elastiservice", NAME, "--timeout=60s"]);
     until("the private Service is gone", || get(&sandbox.namespace, "service", &private).is_none().then_some(()));
 }
 
@@ -115,12 +107,12 @@ fn e2e_07_scaled_down_by_prometheus_with_a_filter() {
     sandbox.target(&busy);
     let cooldown = |name: &str, query: &str| {
         let spec = json!({"cooldownPeriod": COOLDOWN, "triggers": [trigger(query, r#"container="foo""#)]});
-        patch(&sandbox, &["elastiservice", name], "merge", &json!({"spec": spec}));
+        sandbox.patch(&["elastiservice", name], &json!({"spec": spec}));
     };
     cooldown(NAME, "round(sum(rate(some_metric[20s])),0.001) or vector(0)");
     cooldown("busy", "some_load");
     push("some_metric 0\nsome_load 5\nup{container=\"foo\"} 1\n");
-    kubectl_in(&sandbox, &["wait", "--for=delete", "pod", "-l", &format!("app={NAME}"), "--timeout=150s"]);
+    sandbox.kubectl(&["wait", "--for=delete", "pod", "-l", &format!("app={NAME}"), "--timeout=150s"]);
     sandbox.asleep(&target);
     let scaled = get(&sandbox.namespace, "scaledobject", "target-scaled-object").unwrap();
     assert_eq!(scaled["metadata"]["annotations"]["autoscaling.keda.sh/paused"], "true", "KEDA is paused");
@@ -132,19 +124,14 @@ fn e2e_08_proxy_until_a_pod_is_ready() {
     let (sandbox, target) = begin("e2e-08");
     sandbox.sleep(&target);
     let startup = json!({"tcpSocket": {"port": 80}, "initialDelaySeconds": 20});
-    let deployment = ["deployment", NAME];
-    patch(
-        &sandbox,
-        &deployment,
-        "json",
-        &json!([
-            {"op": "add", "path": "/spec/template/spec/containers/0/startupProbe", "value": startup},
-            {"op": "add", "path": "/spec/template/metadata/annotations", "value": {"sidecar.istio.io/inject": "false"}},
-        ]),
-    );
-    kubectl_in(&sandbox, &["annotate", "scaledobject", "target-scaled-object", "autoscaling.keda.sh/paused=true"]);
+    let operations = json!([
+        {"op": "add", "path": "/spec/template/spec/containers/0/startupProbe", "value": startup},
+        {"op": "add", "path": "/spec/template/metadata/annotations", "value": {"sidecar.istio.io/inject": "false"}},
+    ]);
+    sandbox.kubectl(&["patch", "deployment", NAME, "--type=json", "-p", &operations.to_string()]);
+    sandbox.kubectl(&["annotate", "scaledobject", "target-scaled-object", "autoscaling.keda.sh/paused=true"]);
     let busy = trigger("vector(1)", r#"container="prometheus""#);
-    patch(&sandbox, &["elastiservice", NAME], "merge", &json!({"spec": {"triggers": [busy]}}));
+    sandbox.patch(&["elastiservice", NAME], &json!({"spec": {"triggers": [busy]}}));
     scale(&sandbox, &format!("deployment/{NAME}"), 1);
     until("the pod runs", || {
         let pods = sandbox.pods(&target);
@@ -178,7 +165,7 @@ fn e2e_09_a_stateful_set_serves_by_traffic() {
     scale(&sandbox, &format!("statefulset/{NAME}"), 0);
     sandbox.asleep(&target);
     send_traffic(&sandbox, NAME, "/ip");
-    kubectl_in(&sandbox, &["wait", "--for=condition=Ready", "pod", "-l", &format!("app={NAME}"), "--timeout=60s"]);
+    sandbox.kubectl(&["wait", "--for=condition=Ready", "pod", "-l", &format!("app={NAME}"), "--timeout=60s"]);
     sandbox.awake(&target);
 }
 
@@ -204,7 +191,7 @@ fn e2e_11_probes_are_answered_at_zero_and_wake_nothing() {
         json!([rule("GET", "/healthz", r#"{"ok":true}"#), rule("POST", "/hook", r#"{"ready":true}"#)]);
     set_up(&sandbox, &target);
     let pause = ["autoscaling.keda.sh/paused=true", "autoscaling.keda.sh/paused-replicas=0"];
-    kubectl_in(&sandbox, &[&["annotate", "scaledobject", "target-scaled-object"], &pause[..]].concat());
+    sandbox.kubectl(&[&["annotate", "scaledobject", "target-scaled-object"], &pause[..]].concat());
     sandbox.sleep(&target);
     let url = format!("http://{NAME}.{}.svc.cluster.local", sandbox.namespace);
     for _ in 0..10 {

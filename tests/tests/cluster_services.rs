@@ -3,16 +3,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use elasti_tests::cluster::{HTTP, Sandbox, Target, from_host, from_pod, get, kubectl, until};
-use serde_json::{Value, json};
+use elasti_tests::cluster::{HTTP, Sandbox, Target, from_host, from_pod, get, until};
+use serde_json::json;
 
 /// Address of node 2 in its cluster's network. The targets' pods are on node 1.
 const NODE2: &str = "172.31.255.2";
-
-fn patch(sandbox: &Sandbox, arguments: &[&str], fields: &Value) {
-    let fields = fields.to_string();
-    kubectl(&[&["-n", &sandbox.namespace, "patch"], arguments, &["--type=merge", "-p", &fields]].concat());
-}
 
 /// Calls from the host of node 1 by way of this address.
 fn host(ip: &str, port: u16) -> String {
@@ -43,7 +38,7 @@ fn services_with_local_traffic_policies_and_load_balancers_wake_on_every_node() 
 
     // Only endpoints of the node that is dialled count, and no pod of the target is ever there.
     let local = json!({"spec": {"externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local"}});
-    patch(&sandbox, &["service", "web"], &local);
+    sandbox.patch(&["service", "web"], &local);
     sandbox.sleep(&target);
     assert_eq!(answering_pod(&host(NODE2, node_port)).split('-').next(), Some("web"), "a node port of node 2");
     sandbox.awake(&target);
@@ -51,9 +46,9 @@ fn services_with_local_traffic_policies_and_load_balancers_wake_on_every_node() 
     let balanced = json!({"spec": {
         "type": "LoadBalancer", "externalTrafficPolicy": "Cluster", "internalTrafficPolicy": "Cluster",
     }});
-    patch(&sandbox, &["service", "web"], &balanced);
+    sandbox.patch(&["service", "web"], &balanced);
     let ingress = json!({"status": {"loadBalancer": {"ingress": [{"ip": BALANCER}]}}});
-    patch(&sandbox, &["service", "web", "--subresource=status"], &ingress);
+    sandbox.patch(&["service", "web", "--subresource=status"], &ingress);
     sandbox.sleep(&target);
     assert!(host(BALANCER, 80).contains("nginx on web-"), "the load balancer's address");
     sandbox.awake(&target);
@@ -64,7 +59,7 @@ fn services_with_local_traffic_policies_and_load_balancers_wake_on_every_node() 
 fn a_dual_stack_service_wakes_by_either_address_family() {
     let (sandbox, target) = (Sandbox::new("families"), Target::nginx("web"));
     sandbox.target(&target);
-    patch(&sandbox, &["service", "web"], &json!({"spec": {"ipFamilyPolicy": "RequireDualStack"}}));
+    sandbox.patch(&["service", "web"], &json!({"spec": {"ipFamilyPolicy": "RequireDualStack"}}));
     let service = get(&sandbox.namespace, "service", "web").unwrap();
     let addresses: Vec<IpAddr> = service["spec"]["clusterIPs"]
         .as_array()
@@ -89,7 +84,7 @@ fn clients_with_session_affinity_stay_with_one_pod_after_the_wake() {
     let (sandbox, mut target) = (Sandbox::new("affinity"), Target::nginx("web"));
     target.spec = json!({"minTargetReplicas": 2});
     sandbox.target(&target);
-    patch(&sandbox, &["service", "web"], &json!({"spec": {"sessionAffinity": "ClientIP"}}));
+    sandbox.patch(&["service", "web"], &json!({"spec": {"sessionAffinity": "ClientIP"}}));
     sandbox.sleep(&target);
     let node_port = sandbox.node_port(&target, 80);
     // kube-proxy remembers a resolver for this client.
@@ -118,7 +113,7 @@ fn what_is_changed_in_a_service_while_its_target_sleeps_is_followed() {
 
     sandbox.sleep(&target);
     let ports = json!({"spec": {"ports": [{"name": "other", "port": 8080, "targetPort": 80}]}});
-    patch(&sandbox, &["service", "web"], &ports);
+    sandbox.patch(&["service", "web"], &ports);
     until("the new port is intercepted", || {
         let status = sandbox.elasti_service(&target)?["status"].take();
         let slice = sandbox.slice(&target)?;
@@ -128,7 +123,7 @@ fn what_is_changed_in_a_service_while_its_target_sleeps_is_followed() {
     call("web", 8080);
 
     sandbox.sleep(&target);
-    kubectl(&["-n", &sandbox.namespace, "delete", "service", "web"]);
+    sandbox.kubectl(&["delete", "service", "web"]);
     sandbox.apply(target.service());
     sandbox.asleep(&target);
     call("web", 80);
@@ -137,7 +132,7 @@ fn what_is_changed_in_a_service_while_its_target_sleeps_is_followed() {
     let mut second = target.service();
     second["metadata"]["name"] = json!("second");
     sandbox.apply(second);
-    patch(&sandbox, &["elastiservice", "web"], &json!({"spec": {"service": "second"}}));
+    sandbox.patch(&["elastiservice", "web"], &json!({"spec": {"service": "second"}}));
     until("the second Service is intercepted, and the first no more", || {
         (families(&sandbox, "second")[0] && sandbox.slice(&target).is_none()).then_some(())
     });

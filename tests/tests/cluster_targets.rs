@@ -3,7 +3,7 @@
 
 use std::net::{SocketAddr, TcpStream};
 
-use elasti_tests::cluster::{Sandbox, Target, from_pod, get, kubectl, metric, until};
+use elasti_tests::cluster::{Sandbox, Target, from_pod, get, metric, until};
 use serde_json::json;
 
 /// nginx that accepts nothing from SIGTERM on, and whose container ends long after.
@@ -36,7 +36,7 @@ fn a_client_that_dials_the_address_of_an_ending_pod_is_held_and_answered_by_the_
     let answer = std::thread::scope(|scope| {
         let calls = scope.spawn(|| from_pod(2, &["sh", "-c", &script]));
         until("calls", || from_pod(2, &["sh", "-c", &format!("ls /tmp/{name} || true")]).contains(name).then_some(()));
-        kubectl(&["-n", &sandbox.namespace, "scale", "deployment", &target.name, "--replicas=0"]);
+        sandbox.kubectl(&["scale", "deployment", &target.name, "--replicas=0"]);
         calls.join().unwrap()
     });
     assert!(answer.starts_with("nginx on web-"), "another pod answered: {answer:?}");
@@ -53,26 +53,16 @@ fn kubelets_probes_of_an_ending_pod_wake_nothing() {
     let (sandbox, target) = (Sandbox::new("probed"), slow_to_end(8));
     sandbox.target(&target);
     // Both probe the address of the pod, every second and until it has ended.
-    kubectl(&["-n", &sandbox.namespace, "scale", "deployment", &target.name, "--replicas=0"]);
+    sandbox.kubectl(&["scale", "deployment", &target.name, "--replicas=0"]);
     sandbox.asleep(&target);
     assert!(accepted(&sandbox) < 0.5, "nothing was redirected");
     let deployment = get(&sandbox.namespace, "deployment", &target.name).unwrap();
     assert_eq!(deployment["spec"]["replicas"], 0);
 }
 
-/// Calls the target's Service from the pod of a node, until it answers or a minute has passed.
-fn call(sandbox: &Sandbox, target: &Target, node: usize) -> String {
-    let url = format!("http://{}/", sandbox.cluster_address(target, 80));
-    from_pod(node, &["curl", "-sS", "--max-time", "60", &url])
-}
-
 fn replicas(sandbox: &Sandbox, target: &Target) -> i64 {
     let deployment = get(&sandbox.namespace, "deployment", &target.name).unwrap();
     deployment["spec"]["replicas"].as_i64().unwrap()
-}
-
-fn kubectl_in(sandbox: &Sandbox, arguments: &[&str]) {
-    kubectl(&[&["-n", &sandbox.namespace], arguments].concat());
 }
 
 #[test]
@@ -85,7 +75,7 @@ fn a_client_is_held_through_the_crashes_of_its_target() {
     target.pod = json!({"volumes": [{"name": "state", "emptyDir": {}}]});
     sandbox.target(&target);
     sandbox.sleep(&target);
-    assert!(call(&sandbox, &target, 2).starts_with("nginx on web-"));
+    assert!(sandbox.call(&target, 2).starts_with("nginx on web-"));
     // Its client is answered sooner than kubelet tells of the restart.
     until("it is seen to have crashed once", || {
         let restarts = sandbox.pods(&target).remove(0)["status"]["containerStatuses"][0]["restartCount"].as_i64();
@@ -102,9 +92,9 @@ fn a_target_that_is_scaled_to_zero_in_the_middle_of_a_wake_is_woken_again() {
     sandbox.target(&target);
     sandbox.sleep(&target);
     let answer = std::thread::scope(|scope| {
-        let call = scope.spawn(|| call(&sandbox, &target, 2));
+        let call = scope.spawn(|| sandbox.call(&target, 2));
         until("the target is woken", || (replicas(&sandbox, &target) == 1).then_some(()));
-        kubectl_in(&sandbox, &["scale", "deployment", &target.name, "--replicas=0"]);
+        sandbox.kubectl(&["scale", "deployment", &target.name, "--replicas=0"]);
         until("the target is woken again", || (replicas(&sandbox, &target) == 1).then_some(()));
         call.join().unwrap()
     });
@@ -121,7 +111,7 @@ fn a_target_that_flaps_is_intercepted_while_it_is_not_ready_and_served_while_it_
     sandbox.target(&target);
     let pod = sandbox.pods(&target).remove(0)["metadata"]["name"].as_str().unwrap().to_owned();
     for _ in 0..3 {
-        kubectl_in(&sandbox, &["exec", &pod, "--", "touch", "/tmp/unready"]);
+        sandbox.kubectl(&["exec", &pod, "--", "touch", "/tmp/unready"]);
         let resolvers = elasti_tests::cluster::resolvers().len();
         until("it is intercepted", || {
             let slice = sandbox.slice(&target)?;
@@ -129,10 +119,10 @@ fn a_target_that_flaps_is_intercepted_while_it_is_not_ready_and_served_while_it_
         });
         let before = accepted(&sandbox);
         let answer = std::thread::scope(|scope| {
-            let call = scope.spawn(|| call(&sandbox, &target, 2));
+            let call = scope.spawn(|| sandbox.call(&target, 2));
             until("a resolver holds it", || (accepted(&sandbox) > before + 0.5).then_some(()));
             assert!(!call.is_finished(), "nobody is ready");
-            kubectl_in(&sandbox, &["exec", &pod, "--", "rm", "/tmp/unready"]);
+            sandbox.kubectl(&["exec", &pod, "--", "rm", "/tmp/unready"]);
             call.join().unwrap()
         });
         assert_eq!(answer.trim(), format!("nginx on {pod}"));
@@ -175,8 +165,8 @@ fn rolls_without_a_failed_request(test: &str, strategy: &str) {
     let (sandbox, target) = (Sandbox::new(test), drains(strategy));
     sandbox.target(&target);
     let (calls, failed) = calls_while(&sandbox, &target, || {
-        kubectl_in(&sandbox, &["rollout", "restart", "deployment", &target.name]);
-        kubectl_in(&sandbox, &["rollout", "status", "deployment", &target.name, "--timeout=60s"]);
+        sandbox.kubectl(&["rollout", "restart", "deployment", &target.name]);
+        sandbox.kubectl(&["rollout", "status", "deployment", &target.name, "--timeout=60s"]);
         sandbox.awake(&target);
     });
     eprintln!("{test}: {calls} calls during the rollout, {} failed", failed.len());
@@ -199,7 +189,7 @@ fn scaling_by_hand_to_zero_fails_no_request_of_a_target_that_drains() {
     sandbox.target(&target);
     let (calls, failed) = calls_while(&sandbox, &target, || {
         for _ in 0..3 {
-            kubectl_in(&sandbox, &["scale", "deployment", &target.name, "--replicas=0"]);
+            sandbox.kubectl(&["scale", "deployment", &target.name, "--replicas=0"]);
             until("the target is woken", || (replicas(&sandbox, &target) == 1).then_some(()));
             sandbox.awake(&target);
         }

@@ -1,7 +1,8 @@
 //! Beside a real KEDA and a real Argo Rollouts: they and we leave each other's targets as they should be.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use elasti_tests::cluster::{IMAGE, NODES, Sandbox, Target, from_pod, get, kubectl, until};
+use elasti_tests::cluster::{IMAGE, NODES, Sandbox, Target, get, until};
+use elasti_tests::kubeelasti::wants_one;
 use serde_json::{Value, json};
 
 const PAUSED: &str = "autoscaling.keda.sh/paused";
@@ -10,32 +11,13 @@ fn object(sandbox: &Sandbox, kind: &str, name: &str) -> Value {
     get(&sandbox.namespace, kind, name).unwrap_or_else(|| panic!("{kind} {name} is not there"))
 }
 
-fn patch(sandbox: &Sandbox, kind: &str, name: &str, fields: &Value) {
-    kubectl(&["-n", &sandbox.namespace, "patch", kind, name, "--type=merge", "-p", &fields.to_string()]);
-}
-
 fn replicas(sandbox: &Sandbox, kind: &str) -> i64 {
     object(sandbox, kind, "web")["spec"]["replicas"].as_i64().unwrap_or(1)
 }
 
 fn call(sandbox: &Sandbox, target: &Target) {
-    let url = format!("http://{}/", sandbox.cluster_address(target, 80));
-    let answer = from_pod(2, &["curl", "-sS", "--max-time", "60", &url]);
+    let answer = sandbox.call(target, 2);
     assert!(answer.starts_with("nginx on web-"), "{answer}");
-}
-
-/// A `ScaledObject` of the Deployment `web` that wants one replica at least, at all times, and looks every second.
-fn scaled_object() -> Value {
-    json!({
-        "apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": {"name": "web"},
-        "spec": {
-            "scaleTargetRef": {"name": "web"}, "minReplicaCount": 1, "maxReplicaCount": 5,
-            "pollingInterval": 1, "cooldownPeriod": 1,
-            "triggers": [{"type": "cron", "metadata": {
-                "timezone": "UTC", "start": "0 0 1 1 *", "end": "59 23 31 12 *", "desiredReplicas": "1",
-            }}],
-        },
-    })
 }
 
 fn scaled_object_is(sandbox: &Sandbox, type_: &str, status: &str) {
@@ -50,28 +32,27 @@ fn keda_leaves_a_sleeping_target_at_zero_and_scales_it_once_it_is_awake() {
     let (sandbox, mut target) = (Sandbox::new("keda"), Target::nginx("web"));
     target.spec = json!({"autoscaler": {"type": "keda", "name": "web"}});
     sandbox.target(&target);
-    sandbox.apply(scaled_object());
+    sandbox.apply(wants_one("web", "Deployment", "web"));
     scaled_object_is(&sandbox, "Ready", "True");
 
     let idle = json!({"spec": {"cooldownPeriod": 1, "triggers": [sandbox.idle_trigger()]}});
-    patch(&sandbox, "elastiservice", "web", &idle);
+    sandbox.patch(&["elastiservice", "web"], &idle);
     sandbox.asleep(&target);
     scaled_object_is(&sandbox, "Paused", "True");
     assert!(object(&sandbox, "scaledobject", "web")["metadata"]["annotations"][PAUSED].is_string());
     // What it does when it is told of a change: nothing, for as long as it is paused.
-    patch(&sandbox, "scaledobject", "web", &json!({"spec": {"maxReplicaCount": 4}}));
-    let generation = object(&sandbox, "scaledobject", "web")["metadata"]["generation"].clone();
+    sandbox.patch(&["scaledobject", "web"], &json!({"spec": {"maxReplicaCount": 4}}));
     until("KEDA's autoscaler is gone, or knows of the change", || {
         let autoscaler = get(&sandbox.namespace, "horizontalpodautoscaler", "keda-hpa-web");
         autoscaler.is_none_or(|it| it["spec"]["maxReplicas"] == 4).then_some(())
     });
-    assert_eq!((replicas(&sandbox, "deployment"), sandbox.pods(&target).len()), (0, 0), "generation {generation}");
+    assert_eq!((replicas(&sandbox, "deployment"), sandbox.pods(&target).len()), (0, 0));
 
-    patch(&sandbox, "elastiservice", "web", &json!({"spec": {"triggers": null, "cooldownPeriod": 900}}));
+    sandbox.patch(&["elastiservice", "web"], &json!({"spec": {"triggers": null, "cooldownPeriod": 900}}));
     call(&sandbox, &target);
     sandbox.awake(&target);
     scaled_object_is(&sandbox, "Paused", "False");
-    patch(&sandbox, "scaledobject", "web", &json!({"spec": {"minReplicaCount": 2}}));
+    sandbox.patch(&["scaledobject", "web"], &json!({"spec": {"minReplicaCount": 2}}));
     until("KEDA scales again", || (replicas(&sandbox, "deployment") == 2).then_some(()));
 }
 
@@ -80,7 +61,7 @@ fn a_users_own_pause_of_keda_outlives_sleep_and_wake() {
     let (sandbox, mut target) = (Sandbox::new("keda-user"), Target::nginx("web"));
     target.spec = json!({"autoscaler": {"type": "keda", "name": "web"}});
     sandbox.target(&target);
-    let mut scaled = scaled_object();
+    let mut scaled = wants_one("web", "Deployment", "web");
     scaled["metadata"]["annotations"] = json!({PAUSED: "true"});
     sandbox.apply(scaled);
     scaled_object_is(&sandbox, "Paused", "True");
@@ -114,15 +95,15 @@ fn sleeps_and_wakes(sandbox: &Sandbox, rollout: Value) {
     sandbox.awake(&target);
 
     let idle = json!({"spec": {"cooldownPeriod": 1, "triggers": [sandbox.idle_trigger()]}});
-    patch(sandbox, "elastiservice", "web", &idle);
+    sandbox.patch(&["elastiservice", "web"], &idle);
     sandbox.asleep(&target);
     assert_eq!(replicas(sandbox, "rollout"), 0);
-    patch(sandbox, "elastiservice", "web", &json!({"spec": {"triggers": null, "cooldownPeriod": 900}}));
+    sandbox.patch(&["elastiservice", "web"], &json!({"spec": {"triggers": null, "cooldownPeriod": 900}}));
     call(sandbox, &target);
     sandbox.awake(&target);
     assert_eq!(replicas(sandbox, "rollout"), 1);
 
-    patch(sandbox, "rollout", "web", &json!({"spec": {"replicas": 0}}));
+    sandbox.patch(&["rollout", "web"], &json!({"spec": {"replicas": 0}}));
     sandbox.asleep(&target);
     call(sandbox, &target);
     sandbox.awake(&target);

@@ -49,18 +49,12 @@ fn dir() -> PathBuf {
 
 /// Builds what is missing or out of date.
 pub(super) fn build() -> Result<()> {
-    fs::create_dir_all(dir())?;
-    let lock = File::create(dir().join(".lock"))?;
-    lock.lock().context("cannot lock the directory of programs")?;
-    MODULES.iter().try_for_each(build_module)
+    build_modules(&MODULES)
 }
 
 /// As [`build`], for the controllers of other projects.
 pub(super) fn build_controllers() -> Result<()> {
-    fs::create_dir_all(dir())?;
-    let lock = File::create(dir().join(".lock"))?;
-    lock.lock().context("cannot lock the directory of programs")?;
-    CONTROLLERS.iter().try_for_each(build_module)
+    build_modules(&CONTROLLERS)
 }
 
 /// Where the sources of a Go module are that the one at `tests/cluster/{path}` pins.
@@ -68,6 +62,13 @@ pub(super) fn sources(path: &str, module: &str) -> Result<PathBuf> {
     let mut go = Command::new("go");
     go.current_dir(process::root().join("tests/cluster").join(path)).args(["list", "-m", "-f", "{{.Dir}}", module]);
     Ok(process::output(&mut go)?.trim_end().into())
+}
+
+fn build_modules(modules: &[Module]) -> Result<()> {
+    fs::create_dir_all(dir())?;
+    let lock = File::create(dir().join(".lock"))?;
+    lock.lock().context("cannot lock the directory of programs")?;
+    modules.iter().try_for_each(build_module)
 }
 
 fn build_module(module: &Module) -> Result<()> {

@@ -13,7 +13,6 @@ use elasti_runtime::admin::{Readiness, Routes};
 use elasti_runtime::http::Server;
 use elasti_runtime::shutdown;
 use elasti_runtime::telemetry::Levels;
-use kube::Client;
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::caches::Caches;
 use crate::caches::watch::Watches;
 use crate::certificates::{self, Keeper};
+use crate::clients::Clients;
 use crate::config::Config;
 use crate::controller::{Controller, Parts};
 use crate::elastiserver::auth::{ApiServer, Authenticator};
@@ -41,10 +41,6 @@ mod start;
 const CACHES: &str = "caches";
 const CERTIFICATE: &str = "certificate of the resolver stream";
 
-/// A connection on which nothing is heard for this long is given up: every request has a shorter deadline but lists and
-/// watches, which say something at least every 15 s.
-const READ_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// Rounds in progress at the end get as long as one request may take, and a little.
 const WORK_TIMEOUT: Duration = Duration::from_secs(6);
 
@@ -60,7 +56,7 @@ pub struct Bound {
     /// Where resolvers connect.
     pub stream: SocketAddr,
     servers: Servers,
-    client: Client,
+    clients: Clients,
     scope: Scope,
     controller: Arc<Controller>,
     caches: Arc<Caches>,
@@ -82,21 +78,9 @@ struct Servers {
     streams: Streams,
 }
 
-/// A client for the cluster that this process runs in, or that of the kubeconfig. It repeats no request by itself: a
-/// scale-down that comes late is wrong.
-pub async fn client() -> anyhow::Result<Client> {
-    connect(kube::Config::infer().await.context("neither in a cluster nor is there a kubeconfig")?)
-}
-
-/// The same for this cluster.
-pub fn connect(mut config: kube::Config) -> anyhow::Result<Client> {
-    config.default_retry = false;
-    config.read_timeout = Some(READ_TIMEOUT);
-    Ok(Client::try_from(config)?)
-}
-
 /// Wires an operator up. Fails when a port is taken.
-pub async fn build(config: Config, client: Client, levels: Levels) -> anyhow::Result<Bound> {
+pub async fn build(config: Config, clients: Clients, levels: Levels) -> anyhow::Result<Bound> {
+    let client = clients.requests.clone();
     let registry = Registry::new();
     let metrics = Metrics::new(&registry)?;
     let readiness = Readiness::default();
@@ -110,7 +94,7 @@ pub async fn build(config: Config, client: Client, levels: Levels) -> anyhow::Re
     let scope = Scope::new(config.watch_namespaces);
     let controller = Controller::new(Parts {
         replica: config.pod_name,
-        client: client.clone(),
+        clients: clients.clone(),
         scope: scope.clone(),
         caches: caches.clone(),
         resolvers: resolvers.clone(),
@@ -157,7 +141,7 @@ pub async fn build(config: Config, client: Client, levels: Levels) -> anyhow::Re
         health: servers.health.address(),
         stream: servers.stream.address(),
         servers,
-        client,
+        clients,
         scope,
         controller,
         caches,
@@ -184,10 +168,11 @@ impl Bound {
         self.servers.spawn(&servers, &server_end);
 
         self.controller.attach(Work::new(self.controller.clone(), self.work.clone(), shutdown.clone()));
-        let watches = Watches::new(self.client.clone(), self.scope, self.caches.clone(), self.controller.clone());
+        let watches =
+            Watches::new(self.clients.watches.clone(), self.scope, self.caches.clone(), self.controller.clone());
         let background = async {
             tokio::join!(
-                start::watch(watches, self.client, &self.caches, || {
+                start::watch(watches, self.clients.requests, &self.caches, || {
                     self.controller.start();
                     self.readiness.done(CACHES);
                 }),

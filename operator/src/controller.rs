@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use elasti_api::v1alpha1::ElastiService;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use kube::Resource;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use kube::{Client, Resource};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::caches::{Caches, Concerned, Snapshot, watch::Concern};
+use crate::clients::Clients;
 use crate::elastiserver::{Wake, WakeAnswer};
 use crate::idleness::{Triggers, traffic};
 use crate::leader::LeaderState;
@@ -36,12 +37,16 @@ mod port_book;
 /// Who speaks in events and field managers.
 const REPORTER: &str = "elasti-operator";
 
+/// Events and times of wakes that are written at once: what people read waits for what clients wait for, and together with
+/// the rounds these leave room among the 100 requests that one connection carries.
+const NOTES: usize = 16;
+
 /// What the controller works with.
 pub struct Parts {
     /// Name of this replica's pod.
     pub replica: String,
-    /// Kubernetes. Its client must not repeat requests by itself: a scale-down that comes late is wrong.
-    pub client: Client,
+    /// Kubernetes.
+    pub clients: Clients,
     /// The namespaces that are looked after.
     pub scope: Scope,
     /// The cluster as seen.
@@ -66,6 +71,8 @@ pub struct Parts {
 pub struct Controller {
     parts: Parts,
     recorder: Recorder,
+    /// Turns of what is written for people to read.
+    notes: Arc<Semaphore>,
     ports: PortBook,
     pods: Pods,
     sources: Sources,
@@ -89,14 +96,15 @@ struct State {
 impl Controller {
     /// A controller that does nothing until [`Controller::start`].
     pub fn new(parts: Parts) -> Arc<Self> {
-        let port_book = PortBook::new(&parts.client, &parts.scope);
+        let port_book = PortBook::new(&parts.clients.requests, &parts.scope);
         let recorder = Recorder::new(
-            parts.client.clone(),
+            parts.clients.requests.clone(),
             Reporter { controller: REPORTER.to_owned(), instance: Some(parts.replica.clone()) },
         );
         Arc::new(Self {
             parts,
             recorder,
+            notes: Arc::new(Semaphore::new(NOTES)),
             ports: port_book,
             pods: Pods::default(),
             sources: Sources::default(),
@@ -167,7 +175,7 @@ impl Controller {
         let selected = labels.map(|labels| Selected { namespace: key.namespace.clone(), labels });
         // Weak: a watch keeps nothing alive.
         let (this, of) = (Arc::downgrade(self), uid.to_owned());
-        self.pods.follow(&self.parts.client, uid, selected, move || {
+        self.pods.follow(&self.parts.clients.watches, uid, selected, move || {
             if let Some(this) = this.upgrade() {
                 this.look_at(&of);
             }
@@ -183,7 +191,7 @@ impl Controller {
         };
         let selected = trigger.map(|trigger| trigger.ignored_pods.into_iter().map(own).collect()).unwrap_or_default();
         let this = Arc::downgrade(self);
-        self.sources.follow(&self.parts.client, uid, selected, move |uid| {
+        self.sources.follow(&self.parts.clients.watches, uid, selected, move |uid| {
             if let Some(this) = this.upgrade() {
                 this.look_at(uid);
             }
@@ -253,7 +261,12 @@ impl Round for Controller {
         self.follow_sources(&key, &snapshot, &uid);
         let (decided, under) = self.decide(&snapshot, &uid);
         self.tell(&uid, decided.publish);
-        self.follow_pods(&key, &snapshot, &uid, decided.follow_pods);
+        let follow_pods = || self.follow_pods(&key, &snapshot, &uid, decided.follow_pods);
+        // Of a target that is woken now there is no pod yet, and looking for one would only delay the patch.
+        let wakes = decided.actions.iter().any(|action| matches!(action, Action::ScaleUp { .. }));
+        if !wakes {
+            follow_pods();
+        }
         self.parts.metrics.mode(&key, snapshot.elasti.status.as_ref().and_then(|status| status.mode));
         let at_zero = snapshot.target.found().is_some_and(|target| target.spec_replicas == 0);
         let replicas = u32::try_from(snapshot.elasti.spec.min_target_replicas.max(1)).unwrap_or(1);
@@ -264,8 +277,12 @@ impl Round for Controller {
                 continue;
             }
             // One step that the API server refuses, such as a Service beyond a quota, keeps no other from being taken.
-            let scales_down = action == Action::ScaleDown;
-            if let Err(error) = self.apply(&key, &snapshot, &under, action).await {
+            let (scales_down, scales_up) = (action == Action::ScaleDown, matches!(action, Action::ScaleUp { .. }));
+            let applied = self.apply(&key, &snapshot, &under, action).await;
+            if scales_up {
+                follow_pods();
+            }
+            if let Err(error) = applied {
                 if scales_down && apply::refused(&error) {
                     self.state().memories.entry(uid.clone()).or_default().scale_down_refused();
                 }
@@ -359,8 +376,9 @@ fn event(warning: bool, reason: &str, message: String) -> Event {
 impl Controller {
     /// Records an event; a lost one harms nobody.
     fn record(&self, elasti: &ElastiService, event: Event) {
-        let (recorder, reference) = (self.recorder.clone(), elasti.object_ref(&()));
+        let (recorder, reference, notes) = (self.recorder.clone(), elasti.object_ref(&()), Arc::clone(&self.notes));
         self.parts.tasks.spawn(async move {
+            let Ok(_turn) = notes.acquire().await else { return };
             if let Err(error) = recorder.publish(&event, &reference).await {
                 tracing::debug!(%error, "cannot record an event");
             }

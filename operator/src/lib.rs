@@ -7,6 +7,7 @@ pub mod app;
 pub mod autoscaler;
 pub mod caches;
 pub mod certificates;
+pub mod clients;
 pub mod conditions;
 pub mod config;
 pub mod controller;

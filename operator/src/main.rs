@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use elasti_operator::app;
+use elasti_operator::clients::Clients;
 use elasti_operator::config::{Arguments, Config};
 use elasti_runtime::telemetry::Levels;
 use elasti_runtime::{config, limits, shutdown, telemetry};
@@ -36,7 +37,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     tracing::info!(?config, version, "configuration");
     limits::raise_open_files();
     let shutdown = shutdown::on_signal()?;
-    let bound = app::build(config, app::client().await?, levels).await?;
+    let bound = app::build(config, Clients::infer().await?, levels).await?;
     tracing::info!(notify = %bound.notify, health = %bound.health, stream = %bound.stream, "running");
     bound.run(shutdown).await;
     tracing::info!("ended");

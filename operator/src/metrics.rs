@@ -21,7 +21,7 @@ mod zero;
 const RECONCILE_BUCKETS: [f64; 9] = [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0];
 
 /// Seconds from the news of held connections to the answer of the API server: some milliseconds, seconds when it is slow.
-const WAKE_BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+const WAKE_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
 /// One series of an ElastiService.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -259,9 +259,12 @@ impl Metrics {
         use_it(&mut self.counted.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A target was woken so long after a resolver's news of held connections had come.
-    pub fn woken(&self, after: Duration) {
-        self.wake_seconds.with_label_values(&["scaled"]).observe(after.as_secs_f64());
+    /// A target was woken: so long after a resolver's news of held connections had come `/scale` was patched, and so long after
+    /// it the API server had answered.
+    pub fn woken(&self, sent: Duration, scaled: Duration) {
+        for (phase, after) in [("sent", sent), ("scaled", scaled)] {
+            self.wake_seconds.with_label_values(&[phase]).observe(after.as_secs_f64());
+        }
     }
 
     /// A notification was answered.

@@ -61,7 +61,8 @@ impl Cluster {
     /// Waits for its turn and clears what earlier tests have left.
     pub async fn new() -> Self {
         let turn = TURN.lock().await;
-        let client = elasti_operator::app::client().await.expect("run this by `cargo xtask test --only api`");
+        let clients = elasti_operator::clients::Clients::infer().await;
+        let client = clients.expect("run this by `cargo xtask test --only api`").watches;
         let cluster = Self { client, _turn: turn };
         cluster.enforce_schema().await;
         for file in ["default/namespace.yaml", "rbac/service-accounts.yaml"].into_iter().chain([

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Mutex;
 
 use elasti_runtime::telemetry::{Format, Level, subscriber};
+use kube::Client;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -66,7 +67,7 @@ async fn an_operator_becomes_ready_leads_serves_and_gives_the_lease_back() {
     let flags = ["operator", "--pod-name=me", "--operator-port=0", "--health-port=0", "--stream-port=0"];
     let arguments = elasti_runtime::config::parse(flags.iter().map(OsString::from)).unwrap();
     let (cluster, (_, levels)) = (Cluster::default(), subscriber(Format::Text, &Level::default()));
-    let bound = build(Config::new(&arguments).unwrap(), cluster.client(), levels).await.unwrap();
+    let bound = build(Config::new(&arguments).unwrap(), cluster.client().into(), levels).await.unwrap();
     let (notify, health, stream) = (bound.notify.port(), bound.health.port(), bound.stream.port());
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(bound.run(shutdown.clone()));

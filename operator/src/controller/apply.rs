@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
+use kube::runtime::events::Event;
 use serde_json::json;
 
 use super::{Controller, Decided, REPORTER, diagnosis, event};
@@ -70,7 +71,7 @@ impl Controller {
         action: Action,
     ) -> anyhow::Result<()> {
         let elasti = &snapshot.elasti;
-        let client = || self.parts.client.clone();
+        let client = || self.parts.clients.requests.clone();
         let namespace = key.namespace.as_str();
         let apply = PatchParams::apply(REPORTER).force();
         match action {
@@ -135,8 +136,11 @@ impl Controller {
         autoscaler: &AutoscalerObserved,
         wish: Wish,
     ) -> Result<(), kube::Error> {
-        let api: Api<DynamicObject> =
-            Api::namespaced_with(self.parts.client.clone(), &autoscaler.namespace, &autoscaler.kind.resource());
+        let api: Api<DynamicObject> = Api::namespaced_with(
+            self.parts.clients.requests.clone(),
+            &autoscaler.namespace,
+            &autoscaler.kind.resource(),
+        );
         let uid = elasti.metadata.uid.as_deref().unwrap_or_default();
         let patch = Patch::Merge(autoscaler::patch(autoscaler, wish, uid));
         gone(api.patch(&autoscaler.name, &PatchParams::default(), &patch).await)?;
@@ -172,7 +176,7 @@ impl Controller {
     }
 
     fn elastis(&self, elasti: &ElastiService) -> Api<ElastiService> {
-        Api::namespaced(self.parts.client.clone(), elasti.metadata.namespace.as_deref().unwrap_or_default())
+        Api::namespaced(self.parts.clients.requests.clone(), elasti.metadata.namespace.as_deref().unwrap_or_default())
     }
 
     fn target<'a>(&self, snapshot: &'a Snapshot) -> anyhow::Result<(Api<DynamicObject>, &'a TargetObserved)> {
@@ -181,7 +185,7 @@ impl Controller {
             snapshot.target.found().with_context(|| format!("there is no {} {}", reference.kind(), reference.name))?;
         let resource = snapshot.target_resource.as_ref();
         let resource = resource.with_context(|| format!("{} cannot be scaled", reference.kind))?;
-        Ok((Api::namespaced_with(self.parts.client.clone(), &target.namespace, resource), target))
+        Ok((Api::namespaced_with(self.parts.clients.requests.clone(), &target.namespace, resource), target))
     }
 
     /// Wakes a target, and with it those of `spec.wakeWith`. While connections are held their own plans see to it; a wake for
@@ -209,29 +213,39 @@ impl Controller {
 
     async fn scale_up(&self, key: &ObjectKey, snapshot: &Snapshot, replicas: i32) -> anyhow::Result<()> {
         let (api, target) = self.target(snapshot)?;
+        let uid = snapshot.elasti.metadata.uid.as_deref().unwrap_or_default();
+        // Asked for before the patch: once the target starts, the connections may be held no more.
+        let held_since = self.parts.resolvers.held_since(uid);
+        let elapsed = || held_since.map(|since| since.elapsed());
+        let sent = elapsed();
         let result = target::scale_up(&api, target, replicas).await;
         self.count_scaled(key, snapshot, "up", result.is_ok());
         if result? == Scaled::Done {
-            let uid = snapshot.elasti.metadata.uid.as_deref().unwrap_or_default();
-            let after = self.parts.resolvers.held_since(uid).map(|since| since.elapsed());
-            if let Some(after) = after {
-                self.parts.metrics.woken(after);
+            let after = elapsed();
+            if let (Some(sent), Some(after)) = (sent, after) {
+                self.parts.metrics.woken(sent, after);
             }
-            let after_ms = after.map(|after| (after.as_secs_f64() * 1e6).round() / 1e3);
-            tracing::info!(elastiservice = %key, target = %target.name, replicas, after_ms, "woken");
-            self.record(
-                &snapshot.elasti,
-                event(false, "ScaledUp", format!("scaled {} from 0 to {replicas}", target.name)),
-            );
-            let patch = json!({"status": {"lastScaledUpTime": jiff::Timestamp::now()}});
-            let parameters = PatchParams::default();
-            let api = self.elastis(&snapshot.elasti);
-            // The target is woken whether or not this can be noted.
-            if let Err(error) = api.patch_status(&name(&snapshot.elasti), &parameters, &Patch::Merge(patch)).await {
-                tracing::warn!(elastiservice = %key, %error, "cannot note the time of the wake in the status");
-            }
+            let millis = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
+            let (sent_ms, after_ms) = (sent.map(millis), after.map(millis));
+            tracing::info!(elastiservice = %key, target = %target.name, replicas, sent_ms, after_ms, "woken");
+            let event = event(false, "ScaledUp", format!("scaled {} from 0 to {replicas}", target.name));
+            self.note_wake(key, &snapshot.elasti, event);
         }
         Ok(())
+    }
+
+    /// Writes the time of a wake into the status, and its event: in the background, for other wakes wait for their turn.
+    fn note_wake(&self, key: &ObjectKey, elasti: &ElastiService, event: Event) {
+        let (api, name, key, notes) = (self.elastis(elasti), name(elasti), key.clone(), Arc::clone(&self.notes));
+        let patch = json!({"status": {"lastScaledUpTime": jiff::Timestamp::now()}});
+        self.parts.tasks.spawn(async move {
+            let Ok(_turn) = notes.acquire().await else { return };
+            // The target is woken whether or not this can be noted.
+            if let Err(error) = api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+                tracing::warn!(elastiservice = %key, %error, "cannot note the time of the wake in the status");
+            }
+        });
+        self.record(elasti, event);
     }
 
     fn count_scaled(&self, key: &ObjectKey, snapshot: &Snapshot, direction: &'static str, done: bool) {
@@ -278,7 +292,7 @@ impl Controller {
         }
         let (this, elasti) = (self.clone(), snapshot.elasti.clone());
         self.parts.tasks.spawn(async move {
-            let api: Api<Pod> = Api::namespaced(this.parts.client.clone(), &target.namespace);
+            let api: Api<Pod> = Api::namespaced(this.parts.clients.requests.clone(), &target.namespace);
             let pods = api.list(&ListParams::default().labels(&target.selector).limit(DIAGNOSED_PODS)).await;
             let changed = {
                 let mut state = this.state();

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use elasti_api::names;
+use elasti_operator::clients::Clients;
 use elasti_operator::{app, config};
 use elasti_resolver::capacity::{Capacity, Limits};
 use elasti_resolver::connection::Context;
@@ -81,7 +82,7 @@ impl Operator {
             if let Some(way) = way {
                 access.cluster_url = format!("http://{way}").parse().unwrap();
             }
-            app::build(config, app::connect(access).unwrap(), levels()).await.unwrap()
+            app::build(config, Clients::new(access).unwrap(), levels()).await.unwrap()
         });
         let bound = bound.await.unwrap();
         let (notify, health, stream) = (bound.notify.port(), bound.health.port(), bound.stream.port());

@@ -30,6 +30,9 @@ const SIZE_MAX: usize = 30_000_000;
 const PROGRAMS: [Program; 2] =
     [Program { name: "elasti-operator", user: "65532:65532" }, Program { name: "elasti-resolver", user: "0:0" }];
 
+/// Their names.
+pub(crate) const NAMES: [&str; 2] = [PROGRAMS[0].name, PROGRAMS[1].name];
+
 struct Program {
     /// Of package, binary and image.
     name: &'static str,
@@ -83,7 +86,7 @@ fn push(prefix: &str, tag: &str) -> Result<()> {
 
 fn make(tag: &str, features: &[&str]) -> Result<Vec<(&'static Program, Image)>> {
     check_tag(tag)?;
-    let binaries = compile(&PROGRAMS.each_ref().map(|program| program.name), features)?;
+    let binaries = compile(&NAMES, features)?;
     PROGRAMS.iter().map(|program| Ok((program, image(program, &binaries.join(program.name))?))).collect()
 }
 

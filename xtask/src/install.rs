@@ -23,8 +23,7 @@ pub(crate) fn install_with(cluster: &Cluster, features: &[&str]) -> Result<()> {
         cluster.load_image(archive)?;
     }
     let begun = Instant::now();
-    let config = process::root().join("config/default");
-    process::output(cluster.kubectl()?.args(["apply", "--server-side", "--force-conflicts", "-k"]).arg(config))?;
+    apply(cluster)?;
     // The tag stays the same, so pods of an earlier build have to be told.
     process::output(cluster.kubectl()?.args(["-n", "elasti", "rollout", "restart", "deployment,daemonset"]))?;
     for workload in ["deployment/elasti-operator", "daemonset/elasti-resolver"] {
@@ -35,5 +34,12 @@ pub(crate) fn install_with(cluster: &Cluster, features: &[&str]) -> Result<()> {
         })?;
     }
     eprintln!("installed in {:.1} s", begun.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Applies `config/default`, and waits for nothing.
+pub(crate) fn apply(cluster: &Cluster) -> Result<()> {
+    let config = process::root().join("config/default");
+    process::output(cluster.kubectl()?.args(["apply", "--server-side", "--force-conflicts", "-k"]).arg(config))?;
     Ok(())
 }

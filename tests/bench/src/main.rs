@@ -13,6 +13,7 @@ use crate::report::Report;
 use crate::suites::Suite;
 
 mod clients;
+mod cluster;
 mod machine;
 mod plot;
 mod process;
@@ -20,6 +21,7 @@ mod report;
 mod resolver;
 mod suites;
 mod target;
+mod wrk;
 
 #[derive(Parser)]
 enum Command {
@@ -41,9 +43,15 @@ pub(crate) struct Args {
     /// Less than a minute for each suite; decides nothing
     #[arg(long)]
     short: bool,
+    /// Wakes of each kind, in place of 30
+    #[arg(long)]
+    wakes: Option<usize>,
     /// The resolver's program
     #[arg(long)]
     resolver: PathBuf,
+    /// The operator's program
+    #[arg(long)]
+    operator: Option<PathBuf>,
     /// Where tables, JSON and plots go
     #[arg(long)]
     out: PathBuf,
@@ -58,7 +66,9 @@ fn main() -> Result<ExitCode> {
 
 fn run(args: &Args) -> Result<ExitCode> {
     let runtime = tokio::runtime::Runtime::new().context("cannot start a runtime")?;
-    let bench = suites::Bench { runtime, resolver: args.resolver.clone(), short: args.short };
+    let Args { resolver, operator, short, wakes, out, .. } = args;
+    let (resolver, operator, out) = (resolver.clone(), operator.clone(), out.clone());
+    let bench = suites::Bench { runtime, resolver, operator, out, short: *short, wakes: *wakes };
     let suites = if args.suites.is_empty() { Suite::all() } else { args.suites.clone() };
     let mut report = Report::new(machine::describe(), args.short);
     for suite in suites {

@@ -101,9 +101,14 @@ impl Server {
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Not killed: nginx's main process has to end its workers.
+impl Server {
+    /// Asks it to end, and waits for that; what has not ended after a second is killed.
+    pub(crate) fn end(&mut self) {
+        if matches!(self.0.try_wait(), Ok(Some(_))) {
+            // Its number may be another process's by now.
+            return;
+        }
+        // Not killed at once: nginx's main process has to end its workers.
         let _gone = Pid::from_raw(self.0.id().cast_signed()).map(|pid| kill_process(pid, Signal::TERM));
         let deadline = Instant::now() + Duration::from_secs(1);
         while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < deadline {
@@ -111,5 +116,11 @@ impl Drop for Server {
         }
         let _gone = self.0.kill();
         let _reaped = self.0.wait();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end();
     }
 }

@@ -57,6 +57,9 @@ pub(crate) struct Outcome {
     /// To be drawn.
     #[serde(skip)]
     pub(crate) charts: Vec<Chart>,
+    /// Drawn already: name and SVG.
+    #[serde(skip)]
+    pub(crate) pictures: Vec<(&'static str, String)>,
 }
 
 /// Smallest, middle and largest of some values.
@@ -127,6 +130,9 @@ impl Report {
         fs::write(directory.join("bench.md"), markdown)?;
         fs::write(directory.join("bench.json"), serde_json::to_vec_pretty(self)?)?;
         for (_, outcome) in &self.suites {
+            for (name, picture) in &outcome.pictures {
+                fs::write(directory.join(format!("{name}.svg")), picture)?;
+            }
             for chart in &outcome.charts {
                 plot::draw(chart, &directory.join(format!("{}.svg", chart.name)))?;
             }

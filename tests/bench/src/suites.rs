@@ -8,8 +8,13 @@ use anyhow::Result;
 use crate::report::Outcome;
 
 pub(crate) mod burst;
+pub(crate) mod connect;
+pub(crate) mod failover;
 pub(crate) mod hold;
 pub(crate) mod proxy;
+pub(crate) mod scale;
+pub(crate) mod wake;
+pub(crate) mod warm;
 
 /// What is measured together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -20,12 +25,22 @@ pub(crate) enum Suite {
     Hold,
     /// Many held connections that are released at once
     Burst,
+    /// What the eBPF programs cost a connection
+    Connect,
+    /// What the operator takes for many `ElastiServices` and many resolvers, before a real API server
+    Scale,
+    /// What is missed when a process of Elasti is killed, on a real cluster
+    Failover,
+    /// What a wake costs beyond what the pod needs, on a real cluster
+    Wake,
+    /// A Service that is not intercepted, with and without Elasti, on a real cluster
+    Warm,
 }
 
 impl Suite {
-    /// In the order in which they run.
+    /// Those that need no cluster, in the order in which they run.
     pub(crate) fn all() -> Vec<Self> {
-        vec![Self::Proxy, Self::Hold, Self::Burst]
+        vec![Self::Proxy, Self::Hold, Self::Burst, Self::Connect]
     }
 
     /// In reports.
@@ -34,6 +49,11 @@ impl Suite {
             Self::Proxy => "proxy",
             Self::Hold => "hold",
             Self::Burst => "burst",
+            Self::Connect => "connect",
+            Self::Failover => "failover",
+            Self::Scale => "scale",
+            Self::Wake => "wake",
+            Self::Warm => "warm",
         }
     }
 
@@ -43,6 +63,11 @@ impl Suite {
             Self::Proxy => proxy::run(bench),
             Self::Hold => hold::run(bench),
             Self::Burst => burst::run(bench),
+            Self::Connect => connect::run(bench),
+            Self::Failover => failover::run(bench),
+            Self::Scale => scale::run(bench),
+            Self::Wake => wake::run(bench),
+            Self::Warm => warm::run(bench),
         }
     }
 }
@@ -54,8 +79,14 @@ pub(crate) struct Bench {
     pub(crate) runtime: tokio::runtime::Runtime,
     /// The resolver's program.
     pub(crate) resolver: PathBuf,
+    /// The operator's program, where a suite runs it itself.
+    pub(crate) operator: Option<PathBuf>,
+    /// Where tables go, and what is worth a look.
+    pub(crate) out: PathBuf,
     /// Less than a minute; decides nothing.
     pub(crate) short: bool,
+    /// How many wakes of each kind, if that is said.
+    pub(crate) wakes: Option<usize>,
 }
 
 impl Bench {
@@ -70,6 +101,20 @@ impl Bench {
     }
 }
 
+/// The value below which this part of them lies, by nearest rank: of few values a high one is the largest. `None` of nothing.
+pub(crate) fn percentile(values: &[f64], part: f64) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "few values"
+    )]
+    let rank = (part * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied()
+}
+
 /// How a cost grows between two sizes: the exponent of the power that leads from one to the other. 1 is linear.
 pub(crate) fn growth(small: (f64, f64), large: (f64, f64)) -> f64 {
     (large.1 / small.1).ln() / (large.0 / small.0).ln()
@@ -81,6 +126,13 @@ pub(crate) const LINEAR: f64 = 1.1;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_percentile_is_one_of_the_values() {
+        let values: Vec<f64> = (1..=200).rev().map(f64::from).collect();
+        assert_eq!((percentile(&values, 0.5), percentile(&values, 0.99)), (Some(100.0), Some(198.0)));
+        assert_eq!((percentile(&[3.0, 7.0], 0.99), percentile(&[], 0.5)), (Some(7.0), None));
+    }
 
     #[test]
     fn growth_is_the_slope_on_logarithmic_axes() {

@@ -5,12 +5,10 @@
 //! hits all of them. Ratios are turned so that more than 1 is better than `HAProxy`.
 
 use std::fs;
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use elasti_api::message::{Protocol, ServiceState};
-use serde::Deserialize;
 
 use super::Bench;
 use crate::plot::Chart;
@@ -18,6 +16,7 @@ use crate::process::{Cores, Server};
 use crate::report::{Goal, Outcome, Row, Wanted};
 use crate::resolver::{self, Resolver};
 use crate::target::{self, File, LARGE, SMALL, Target};
+use crate::wrk::Wrk;
 
 /// Interception ports: the first is said to carry bytes, the second HTTP.
 const PORTS: [(u16, Protocol); 2] = [(20_001, Protocol::Tcp), (20_002, Protocol::Http)];
@@ -107,27 +106,16 @@ struct Run {
     cpu: f64,
 }
 
-/// What wrk says.
-#[derive(Debug, Deserialize)]
-struct Told {
-    requests: u32,
-    microseconds: u32,
-    p50: f64,
-    p99: f64,
-    errors: u32,
-}
-
 /// All three, running.
 struct Stand {
     haproxy: Server,
     resolver: Resolver,
-    target: Target,
+    _target: Target,
 }
 
 impl Stand {
     fn new(bench: &Bench) -> Result<Self> {
         let target = Target::start(Cores::Others)?;
-        fs::write(target.directory().join("report.lua"), include_str!("../../config/report.lua"))?;
         let configuration = target.directory().join("haproxy.cfg");
         let threads = Cores::Measured.count().to_string();
         fs::write(&configuration, include_str!("../../config/haproxy.cfg").replace("THREADS", &threads))?;
@@ -140,7 +128,7 @@ impl Stand {
             state
         });
         let resolver = Resolver::start(bench, Cores::Measured, services.into())?;
-        Ok(Self { haproxy, resolver, target })
+        Ok(Self { haproxy, resolver, _target: target })
     }
 
     fn measured(&self, contender: Contender) -> Result<Duration> {
@@ -152,36 +140,14 @@ impl Stand {
     }
 
     fn run(&self, contender: Contender, kind: Kind, load: Load, length: Duration) -> Result<Run> {
-        let threads = Cores::Others.count().min(load.connections);
-        let mut wrk = Cores::Others.command("wrk");
-        wrk.args([format!("-t{threads}"), format!("-c{}", load.connections), format!("-d{}s", length.as_secs())]);
-        wrk.arg("-s").arg(self.target.directory().join("report.lua"));
-        if !load.kept {
-            wrk.args(["-H", "Connection: close"]);
-        }
-        wrk.arg(format!("http://127.0.0.1:{}/{}", contender.port(kind), load.body.0));
+        let url = format!("http://127.0.0.1:{}/{}", contender.port(kind), load.body.0);
+        let wrk = Wrk { connections: load.connections, kept: load.kept, length };
         let before = self.measured(contender)?;
-        let told = told(&mut wrk)?;
+        let told = wrk.run(Cores::Others, &url)?;
         let cpu = self.measured(contender)?.saturating_sub(before);
-        if told.errors > 0 || told.requests == 0 {
-            bail!("{}, {}: {} requests, {} errors", contender.name(), load.name(kind), told.requests, told.errors);
-        }
         let requests = f64::from(told.requests);
-        Ok(Run {
-            requests: requests * 1e6 / f64::from(told.microseconds),
-            p50: told.p50,
-            p99: told.p99,
-            cpu: cpu.as_secs_f64() * 1e6 / requests,
-        })
+        Ok(Run { requests: told.rate(), p50: told.p50, p99: told.p99, cpu: cpu.as_secs_f64() * 1e6 / requests })
     }
-}
-
-fn told(wrk: &mut Command) -> Result<Told> {
-    let output = wrk.output().with_context(|| format!("cannot start {wrk:?}"))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let line = text.lines().rev().find(|line| line.starts_with('{'));
-    let line = line.with_context(|| format!("{wrk:?}: {text}{}", String::from_utf8_lossy(&output.stderr)))?;
-    Ok(serde_json::from_str(line)?)
 }
 
 /// The runs of one case, by contender and round.

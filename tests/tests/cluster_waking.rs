@@ -3,17 +3,17 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use elasti_tests::cluster::{Sandbox, Target, from_pod, metric, until};
+use elasti_tests::cluster::{Sandbox, Target, from_pod, kubectl, metric, until};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 /// How much sooner than kubelet says so, at the least: with a period of 10 s it is some 8 s on a machine with nothing else to do.
 const SOONER: Duration = Duration::from_secs(3);
 
-/// nginx that listens so many seconds after its container has started, with this readiness probe.
+/// nginx that listens so many seconds after its container has started, which it logs, with this readiness probe.
 fn nginx(up_after: &str, probe: &Value) -> Target {
     let mut target = Target::nginx("web");
-    let script = format!("sleep {up_after}; exec nginx -g 'daemon off;'");
+    let script = format!("echo started $(date +%s%N); sleep {up_after}; exec nginx -g 'daemon off;'");
     target.command = ["sh", "-c", &script].map(str::to_owned).to_vec();
     target.container = json!({"readinessProbe": probe});
     target
@@ -25,6 +25,14 @@ fn called_ready(sandbox: &Sandbox, target: &Target) -> Option<SystemTime> {
     let conditions = pod.status?.conditions?;
     let ready = conditions.into_iter().find(|condition| condition.type_ == "Ready" && condition.status == "True")?;
     Some(ready.last_transition_time?.0.into())
+}
+
+/// When the container of the target's only pod started, as it has logged.
+fn container_started(sandbox: &Sandbox, target: &Target) -> SystemTime {
+    let pod = sandbox.pods(target).pop().unwrap();
+    let log = kubectl(&["-n", &sandbox.namespace, "logs", pod["metadata"]["name"].as_str().unwrap()]);
+    let nanoseconds = log.lines().find_map(|line| line.strip_prefix("started ")?.trim().parse().ok());
+    SystemTime::UNIX_EPOCH + Duration::from_nanos(nanoseconds.expect("the container logs when it starts"))
 }
 
 /// Calls a target at zero; says how long that took and when it was over.
@@ -53,6 +61,22 @@ fn a_target_that_is_up_between_two_probes_of_kubelet_answers_long_before_kubelet
     eprintln!("answered after {} ms, {} ms before kubelet called it ready", took.as_millis(), sooner.as_millis());
     assert!(sooner >= SOONER, "answered {sooner:?} before kubelet called it ready");
     assert!(metric("elasti_resolver_readiness_probes_total", "success") > 0.5);
+    sandbox.awake(&target);
+}
+
+/// Kubelet's turns are at 10 s, 20 s and so on after the container's start: the delay keeps it from asking out of turn before.
+#[test]
+fn a_target_that_is_up_after_300_ms_answers_then_and_not_at_kubelets_first_turn_after_10_s() {
+    let sandbox = Sandbox::new("at-once");
+    let probe = json!({"httpGet": {"path": "/", "port": 80}, "periodSeconds": 10, "initialDelaySeconds": 10});
+    let target = nginx("0.3", &probe);
+    let (_, answered) = woken(&sandbox, &target);
+    assert_eq!(called_ready(&sandbox, &target), None, "kubelet has not asked yet");
+    let after = answered.duration_since(container_started(&sandbox, &target)).unwrap();
+    eprintln!("answered {} ms after the container's start", after.as_millis());
+    assert!((Duration::from_millis(300)..SOONER).contains(&after), "answered {after:?} after the container's start");
+    let ready = until("kubelet calls it ready", || called_ready(&sandbox, &target));
+    assert!(ready.duration_since(answered).unwrap_or_default() >= SOONER, "kubelet would have kept the client waiting");
     sandbox.awake(&target);
 }
 

@@ -70,6 +70,7 @@ const REQUIRED: &[&str] = &[
     "operators_are_on_different_nodes_even_if_one_has_more_room",
     "fault_7_ten_thousand_connections_of_one_client_disturb_nobody_else",
     "a_target_that_is_up_between_two_probes_of_kubelet_answers_long_before_kubelet_calls_it_ready",
+    "a_target_that_is_up_after_300_ms_answers_then_and_not_at_kubelets_first_turn_after_10_s",
     "a_target_whose_probe_runs_in_the_container_is_waited_for_until_kubelet_calls_it_ready",
     "a_frontend_wakes_with_its_database",
     "a_client_is_held_through_the_crashes_of_its_target",

@@ -29,8 +29,17 @@ pub const HEARTBEAT: &str = "HEARTBEAT";
 /// Name of the per-CPU counters, indexed by [`Counter`].
 pub const COUNTERS: &str = "COUNTERS";
 
+/// Name of the array of [`FILTER_WORDS`] words of 64 bits, one bit for each [`Endpoint::place`]: whoever finds none at his place
+/// is in none of [`REDIRECTS`], [`DRAINING`] and [`TRACKED`], and asks them nothing. So a connection that concerns nobody costs
+/// one word of memory. The resolver sets a bit before an entry and clears it after the last.
+pub const FILTER: &str = "FILTER";
+
+/// Words of [`FILTER`], a power of two: 128 KiB in all. Full maps leave nine of ten strangers at an empty place.
+pub const FILTER_WORDS: u32 = 16_384;
+
 /// Entries of [`REDIRECTS`]: each ElastiService has an interception port of 40,000, and a Service two address families.
-pub const REDIRECTS_MAX: u32 = 80_000;
+/// The kernel rounds the number of its buckets up to 131,072 in any case, and elements cost nothing before they are there.
+pub const REDIRECTS_MAX: u32 = 100_000;
 
 /// Entries of [`DRAINING`]: addresses and ports of the pods of a cluster that end within three seconds.
 pub const DRAINING_MAX: u32 = 16_384;
@@ -212,6 +221,22 @@ impl Endpoint {
         Self { address, port_be: port as u16, padding: 0 }
     }
 
+    /// Where [`FILTER`] has this endpoint's bit: word and bit.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the eBPF programs shall do without a call")]
+    pub const fn place(&self) -> (u32, u64) {
+        // Odd constants of many bits (2^64 divided by the golden ratio, and two of MurmurHash3): each bit of the input
+        // reaches the upper bits of the product, of which the last are taken.
+        let [a, b, c, d] = self.address;
+        let upper = ((a as u64) << 32 | b as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let lower = ((c as u64) << 32 | d as u64).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        let port = (self.port_be as u64).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        let mixed = upper ^ (lower ^ lower >> 29).wrapping_add(port);
+        let mixed = (mixed ^ mixed >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let place = (mixed >> 44) as u32;
+        (place / 64 % FILTER_WORDS, 1 << (place % 64))
+    }
+
     /// The IPv4 address, as `bpf_sock_addr.user_ip4` has it; `None` when it is IPv6.
     #[inline]
     pub const fn ip4(&self) -> Option<u32> {
@@ -294,6 +319,22 @@ mod tests {
             let address: SocketAddr = address.parse().unwrap();
             assert_eq!(SocketAddr::from(Endpoint::from(address)), address);
         }
+    }
+
+    #[test]
+    fn endpoints_are_spread_over_the_filter() {
+        // Services of one range, and pods with several ports: what clusters have.
+        let services = (0..40_000_u32).map(|index| (0x0a60_0000 + index, 80_u16));
+        let pods = (0..10_000_u32).flat_map(|index| [8080, 8081, 9090].map(|port| (0x0af4_0000 + index, port)));
+        let mut places = std::collections::HashSet::new();
+        for (ip, port) in services.chain(pods) {
+            let endpoint = Endpoint::from(SocketAddr::from((Ipv4Addr::from(ip), port)));
+            let (word, bit) = endpoint.place();
+            assert!(word < FILTER_WORDS && bit.is_power_of_two());
+            places.insert((word, bit));
+        }
+        // 70,000 that fall on 2^20 places by chance take 67,700 of them.
+        assert!((67_000..68_500).contains(&places.len()), "{} places", places.len());
     }
 
     #[test]

@@ -2,15 +2,15 @@
 //! for what the maps hold.
 #![expect(unsafe_code, reason = "the kernel's context and maps are raw pointers that its verifier checks")]
 
-use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_sock_addr};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_sock_addr};
 use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::{cgroup_sock_addr, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use resolver_ebpf::{
-    CGROUP_LEVELS, COUNTERS_LEN, Counter, DRAINING_MAX, DRAINING_PODS_MAX, Endpoint, HEARTBEAT_TTL_NS, ORIGINALS_MAX,
-    OWN_MARK, REDIRECTS_MAX, Redirected,
+    CGROUP_LEVELS, COUNTERS_LEN, Counter, DRAINING_MAX, DRAINING_PODS_MAX, Endpoint, FILTER_WORDS, HEARTBEAT_TTL_NS,
+    ORIGINALS_MAX, OWN_MARK, REDIRECTS_MAX, Redirected,
 };
 
 mod tracking;
@@ -21,6 +21,9 @@ const ALLOW: i32 = 1;
 /// `SOCK_STREAM` and `IPPROTO_TCP` of the kernel's headers.
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
+
+#[map]
+static FILTER: Array<u64> = Array::with_max_entries(FILTER_WORDS, BPF_F_MMAPABLE);
 
 /// Not preallocated: a node pays for the Services that are at zero, not for all that could be.
 #[map]
@@ -80,7 +83,9 @@ fn try_connect4(ctx: &SockAddrContext) -> Option<()> {
     let addr = ctx.sock_addr;
     // SAFETY: the verifier checks every access to the context.
     let dialled = unsafe { Endpoint::v4((*addr).user_ip4, (*addr).user_port) };
-    tracking::note_prober(ctx, &dialled);
+    if !concerns(&dialled) {
+        return None;
+    }
     let target = redirect(ctx, &dialled)?;
     let ip = target.ip4()?;
     remember(ctx, dialled, target);
@@ -97,7 +102,9 @@ fn try_connect6(ctx: &SockAddrContext) -> Option<()> {
     let addr = ctx.sock_addr;
     // SAFETY: the verifier checks every access to the context.
     let dialled = unsafe { Endpoint::v6(words(addr), (*addr).user_port) };
-    tracking::note_prober(ctx, &dialled);
+    if !concerns(&dialled) {
+        return None;
+    }
     let target = redirect(ctx, &dialled)?;
     remember(ctx, dialled, target);
     // SAFETY: as above.
@@ -137,6 +144,13 @@ fn try_getpeername6(ctx: &SockAddrContext) -> Option<()> {
     Some(())
 }
 
+/// Whether any of the maps may hold this endpoint.
+#[inline(always)]
+fn concerns(endpoint: &Endpoint) -> bool {
+    let (word, bit) = endpoint.place();
+    FILTER.get(word).is_some_and(|bits| bits & bit != 0)
+}
+
 /// Where this connection goes instead, if it is one of those that go elsewhere.
 #[inline(always)]
 fn redirect(ctx: &SockAddrContext, dialled: &Endpoint) -> Option<Endpoint> {
@@ -148,7 +162,11 @@ fn redirect(ctx: &SockAddrContext, dialled: &Endpoint) -> Option<Endpoint> {
     }
     let target = match target(&REDIRECTS, dialled) {
         Some(target) => target,
-        None => draining(dialled)?,
+        None => {
+            // An address of a pod, if of anybody.
+            tracking::note_prober(ctx, dialled);
+            draining(dialled)?
+        }
     };
     // SAFETY: the verifier checks every access to the context and to the socket that it points to.
     let mark = unsafe {

@@ -16,7 +16,8 @@ use aya::programs::CgroupSockAddr;
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use resolver_ebpf::{
-    COUNTERS, Counter, DRAINING, DRAINING_PODS, Endpoint, FOLLOW, HEARTBEAT, OFFSETS, OWN_MARK, PODS_CGROUP, REDIRECTS,
+    COUNTERS, Counter, DRAINING, DRAINING_PODS, Endpoint, FILTER, FOLLOW, HEARTBEAT, OFFSETS, OWN_MARK, PODS_CGROUP,
+    REDIRECTS,
 };
 use rustix::time::{ClockId, clock_gettime};
 use tokio::net::TcpSocket;
@@ -25,11 +26,13 @@ use tokio::task::JoinHandle;
 use crate::draining::Draining;
 use crate::interception::{Entries, Redirect};
 
+use filter::{Filter, Part};
 use link::{Hook, Link};
 use offsets::Offsets;
 use sockets::Sockets;
 
 pub mod cgroup;
+mod filter;
 pub mod link;
 mod offsets;
 pub mod sockets;
@@ -76,6 +79,7 @@ pub enum LoadError {
 
 /// Redirects connections until it is dropped.
 pub struct Redirector {
+    filter: Filter,
     redirects: HashMap<MapData, Endpoint, Endpoint>,
     draining: HashMap<MapData, Endpoint, Endpoint>,
     draining_pods: HashMap<MapData, u64, u8>,
@@ -139,6 +143,7 @@ impl Redirector {
             .load(OBJECT)
             .map_err(kernel)?;
         let mut heartbeat: Array<_, u64> = Array::try_from(take(&mut programs, HEARTBEAT)?).map_err(kernel)?;
+        let filter = Filter::new(take(&mut programs, FILTER)?)?;
         let redirects = HashMap::try_from(take(&mut programs, REDIRECTS)?).map_err(kernel)?;
         let draining = HashMap::try_from(take(&mut programs, DRAINING)?).map_err(kernel)?;
         let draining_pods = HashMap::try_from(take(&mut programs, DRAINING_PODS)?).map_err(kernel)?;
@@ -153,7 +158,7 @@ impl Redirector {
         let sockets = match following {
             Some((_, probers)) => {
                 let node = directory.try_clone().map_err(kernel)?;
-                Some(Sockets::new(&mut programs, node, pods.clone(), probers)?)
+                Some(Sockets::new(&mut programs, filter.clone(), node, pods.clone(), probers)?)
             }
             None => None,
         };
@@ -167,6 +172,7 @@ impl Redirector {
             }
         });
         let redirector = Self {
+            filter,
             redirects,
             draining,
             draining_pods,
@@ -219,18 +225,25 @@ fn endpoints(entries: &Entries) -> std::collections::HashMap<Endpoint, Endpoint>
 
 impl Redirect for Redirector {
     fn sync(&mut self, entries: &Entries) -> Result<bool, String> {
-        make_equal(&mut self.redirects, &endpoints(entries))
-            .map_err(|error| format!("cannot change the map of redirected addresses: {}", chain(&error)))
+        let wanted = endpoints(entries);
+        self.filter.widen(wanted.keys());
+        let changed = make_equal(&mut self.redirects, &wanted)
+            .map_err(|error| format!("cannot change the map of redirected addresses: {}", chain(&error)))?;
+        self.filter.narrow(Part::Redirects, wanted.keys());
+        Ok(changed)
     }
 
     fn sync_draining(&mut self, draining: &Draining) -> Result<(), String> {
         let Some(pods) = &self.pods else { return Ok(()) };
         let on_this_node = draining.pods.iter().filter_map(|uid| cgroup::id(&cgroup::pod(pods, uid)?));
+        let wanted = endpoints(&draining.entries);
+        self.filter.widen(wanted.keys());
         // The pods first: none of them may meet an entry that is not for it.
         make_equal(&mut self.draining_pods, &on_this_node.map(|cgroup| (cgroup, 1)).collect())
-            .and_then(|_| make_equal(&mut self.draining, &endpoints(&draining.entries)))
-            .map(drop)
-            .map_err(|error| format!("cannot change the map of ending pods: {}", chain(&error)))
+            .and_then(|_| make_equal(&mut self.draining, &wanted))
+            .map_err(|error| format!("cannot change the map of ending pods: {}", chain(&error)))?;
+        self.filter.narrow(Part::Draining, wanted.keys());
+        Ok(())
     }
 
     fn reattach(&mut self) -> Result<bool, String> {

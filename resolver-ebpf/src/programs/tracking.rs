@@ -20,7 +20,7 @@ use resolver_ebpf::{
     Source, TRACKED_MAX, Tracked,
 };
 
-use super::{IPPROTO_TCP, PODS_CGROUP};
+use super::{IPPROTO_TCP, PODS_CGROUP, concerns};
 
 /// `sockops`: nothing is said about the connection. `cgroup_skb`: the packet passes.
 const PASS: u32 = 1;
@@ -117,6 +117,10 @@ fn follow(ctx: SockOpsContext) -> u32 {
 /// A client is about to dial: where it is one that does not count, the server's side is told.
 #[inline(always)]
 fn dials(ops: *const bpf_sock_ops) -> Option<()> {
+    let (client, server) = ends(ops);
+    if !concerns(&server) {
+        return None;
+    }
     // SAFETY: the verifier checks every access to the context and to the socket that it points to.
     let sk = unsafe { (*ops).__bindgen_anon_2.sk };
     if sk.is_null() {
@@ -126,7 +130,6 @@ fn dials(ops: *const bpf_sock_ops) -> Option<()> {
     if unsafe { (*sk).mark } != OWN_MARK && storage(&raw const PROBERS, sk, 0, null_mut::<u32>()).is_null() {
         return None;
     }
-    let (client, server) = ends(ops);
     // SAFETY: only whether there is an element is asked.
     unsafe { TRACKED.get(&server) }?;
     IGNORED.insert(Pair { client, server }, 1, 0).ok()
@@ -136,6 +139,9 @@ fn dials(ops: *const bpf_sock_ops) -> Option<()> {
 #[inline(always)]
 fn opened(ops: *const bpf_sock_ops) -> Option<()> {
     let (server, client) = ends(ops);
+    if !concerns(&server) {
+        return None;
+    }
     let (tracked, activity) = tracked(&server)?;
     // SAFETY: an element of ours; at worst one that was just removed is written.
     unsafe { write_volatile(&raw mut (*activity).seen, 1) };

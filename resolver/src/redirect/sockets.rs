@@ -21,6 +21,7 @@ use resolver_ebpf::{
     ACTIVITY, Activity, CONNECTIONS, Endpoint, IGNORED_SOURCES, LOOK, PROBER_NAMES, Source, TRACKED, Tracked,
 };
 
+use super::filter::{Filter, Part};
 use super::link::{Hook, Iterator, Link};
 use super::{LoadError, cgroup, chain, kernel, now, take};
 use crate::tracking::{Seen, Track, Wanted};
@@ -33,6 +34,7 @@ const GROUP_BITS: u32 = 32;
 
 /// Follows connections until it is dropped.
 pub struct Sockets {
+    filter: Filter,
     tracked: HashMap<MapData, Endpoint, Tracked>,
     activity: HashMap<MapData, u32, Activity>,
     sources: LpmTrie<MapData, Source, u8>,
@@ -62,6 +64,7 @@ impl Sockets {
     /// connections do not count.
     pub(super) fn new(
         programs: &mut Ebpf,
+        filter: Filter,
         node: File,
         pods: Option<PathBuf>,
         probers: &[String],
@@ -85,6 +88,7 @@ impl Sockets {
         let iterator =
             Iterator::attach(look.fd().map_err(kernel)?.as_fd(), connections.fd().as_fd()).map_err(kernel)?;
         let mut sockets = Self {
+            filter,
             tracked: HashMap::try_from(take(programs, TRACKED)?).map_err(kernel)?,
             activity: HashMap::try_from(take(programs, ACTIVITY)?).map_err(kernel)?,
             sources: LpmTrie::try_from(take(programs, IGNORED_SOURCES)?).map_err(kernel)?,
@@ -157,7 +161,9 @@ impl Sockets {
             }
         };
         self.endpoints.insert(address, tracked);
-        let inserted = self.tracked.insert(Endpoint::from(address), tracked, 0);
+        let endpoint = Endpoint::from(address);
+        self.filter.widen([&endpoint]);
+        let inserted = self.tracked.insert(endpoint, tracked, 0);
         if inserted.is_err() {
             self.forget(address);
         }
@@ -203,6 +209,8 @@ impl Track for Sockets {
             }
         }
         self.drop_groups();
+        let followed: Vec<Endpoint> = self.endpoints.keys().copied().map(Endpoint::from).collect();
+        self.filter.narrow(Part::Tracked, &followed);
     }
 
     fn reattach(&mut self) -> Result<bool, String> {

@@ -54,6 +54,9 @@ const OUTCOME_PATIENCE: Duration = Duration::from_mins(1);
 /// at once. A pipeline or autoscaler that insists on zero gets no storm of patches.
 const UNDONE_WAIT: Duration = Duration::from_millis(200);
 
+/// How long the watch may take to tell of a wake that was carried out, before it is planned again.
+const WATCH_PATIENCE: Duration = Duration::from_secs(1);
+
 /// The most times that [`UNDONE_WAIT`] doubles: 6.4 s.
 const UNDONE_DOUBLINGS: u32 = 5;
 
@@ -146,6 +149,17 @@ struct Wakes {
     last: Instant,
     /// Of the target as it was before the last one: at zero with another, it was woken and somebody has undone it.
     resource_version: String,
+    /// When the API server had carried out the last one.
+    carried_out: Option<Instant>,
+}
+
+impl Memory {
+    /// The wake that was planned last was carried out. Until the watch tells of it, the target only seems to be at zero.
+    pub fn woken(&mut self, at: Instant) {
+        if let Some(wakes) = &mut self.wakes {
+            wakes.carried_out = Some(at);
+        }
+    }
 }
 
 /// One thing to do. Actions are applied in order; one that fails keeps only those from being taken that say so
@@ -395,7 +409,10 @@ impl Planner<'_> {
     /// Whether it is time for a wake; one that may have failed is repeated at once, one that was undone ever more slowly.
     fn may_wake_again(&mut self, resource_version: &str) -> bool {
         let (last, times) = match &self.memory.wakes {
-            Some(wakes) if wakes.resource_version == resource_version => return true,
+            Some(wakes) if wakes.resource_version == resource_version => {
+                let carried_out = wakes.carried_out;
+                return carried_out.is_none() || self.passed(carried_out, WATCH_PATIENCE);
+            }
             Some(wakes) => (Some(wakes.last), wakes.times),
             None => (None, 0),
         };
@@ -403,7 +420,8 @@ impl Planner<'_> {
             return false;
         }
         let resource_version = resource_version.to_owned();
-        self.memory.wakes = Some(Wakes { times: times.saturating_add(1), last: self.now.instant, resource_version });
+        let (times, last) = (times.saturating_add(1), self.now.instant);
+        self.memory.wakes = Some(Wakes { times, last, resource_version, carried_out: None });
         true
     }
 

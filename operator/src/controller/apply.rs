@@ -221,6 +221,9 @@ impl Controller {
         let result = target::scale_up(&api, target, replicas).await;
         self.count_scaled(key, snapshot, "up", result.is_ok());
         if result? == Scaled::Done {
+            if let Some(memory) = self.state().memories.get_mut(uid) {
+                memory.woken(Instant::now());
+            }
             let after = elapsed();
             if let (Some(sent), Some(after)) = (sent, after) {
                 self.parts.metrics.woken(sent, after);

@@ -455,6 +455,21 @@ fn a_scale_down_that_cannot_be_carried_out_any_more_is_forgotten() {
 }
 
 #[test]
+fn a_wake_is_repeated_at_once_if_it_may_have_failed_but_not_before_the_watch_can_tell_of_it() {
+    let mut world = World::asleep();
+    world.resolvers[0].traffic.held = 1;
+    for _ in 0..2 {
+        assert!(scales_up(&world.plan().actions), "nobody knows whether it was carried out");
+    }
+    let woken = world.now().instant;
+    world.memory.woken(woken);
+    let plan = world.plan();
+    assert!(!scales_up(&plan.actions));
+    world.pass(plan.again.expect("the watch may be silent"));
+    assert!(scales_up(&world.plan().actions));
+}
+
+#[test]
 fn a_wake_that_somebody_undoes_is_repeated_at_once_and_then_ever_more_slowly() {
     let mut world = World::asleep();
     world.resolvers[0].traffic.held = 1;

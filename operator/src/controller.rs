@@ -346,9 +346,6 @@ impl Wake for Arc<Controller> {
             let caches = &this.parts.caches;
             let Some(key) = caches.owner_of(&service) else { return WakeAnswer::Unknown };
             let Some(snapshot) = caches.snapshot(&key) else { return WakeAnswer::Unknown };
-            if snapshot.target.found().is_some_and(|target| target.spec_replicas > 0) {
-                return WakeAnswer::Accepted;
-            }
             let replicas = snapshot.elasti.spec.min_target_replicas.max(1);
             match this.wake_target(&key, &snapshot, replicas).await {
                 Ok(()) => WakeAnswer::Accepted,

@@ -125,11 +125,14 @@ pub enum Scaled {
 }
 
 /// Scales from zero. The patch carries the resourceVersion that the caches know, so in the common case it is one
-/// request; if the target has changed since, it is read and patched again, and left alone if it is above zero.
+/// request; if the target has changed since, or the caches, which may be behind, have it above zero, it is read, and left alone
+/// if it is.
 pub async fn scale_up(api: &Api<DynamicObject>, target: &TargetObserved, replicas: i32) -> Result<Scaled, kube::Error> {
-    match patch(api, &target.name, &target.resource_version, replicas).await {
-        Err(kube::Error::Api(status)) if status.is_conflict() => {}
-        other => return other.map(|()| Scaled::Done),
+    if target.spec_replicas == 0 {
+        match patch(api, &target.name, &target.resource_version, replicas).await {
+            Err(kube::Error::Api(status)) if status.is_conflict() => {}
+            other => return other.map(|()| Scaled::Done),
+        }
     }
     let scale = api.get_scale(&target.name).await?;
     if scale.spec.and_then(|spec| spec.replicas).unwrap_or(0) > 0 {
@@ -155,7 +158,12 @@ async fn patch(api: &Api<DynamicObject>, name: &str, version: &str, replicas: i3
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use http::Method;
+
     use super::*;
+    use crate::testing;
 
     /// Keeps out B23: Rollouts without `replicas`, or with `workloadRef`, stay intercepted for ever.
     #[test]
@@ -220,5 +228,40 @@ mod tests {
         let target = of_scale(&ObjectKey::new("n", "web"), serde_json::from_value(scale).unwrap());
         assert_eq!((target.spec_replicas, target.status_replicas), (0, 2));
         assert_eq!((target.selector.as_str(), target.resource_version.as_str()), ("app=web", "7"));
+    }
+
+    /// What is asked of an API server at which the target has `replicas`, by a wake for which the caches say `cached`.
+    async fn requests_of_a_wake(cached: i32, replicas: i32) -> (Scaled, Vec<Method>) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&asked);
+        let scale = serde_json::json!({
+            "apiVersion": "autoscaling/v1", "kind": "Scale",
+            "metadata": {"namespace": "n", "name": "web", "resourceVersion": "8"}, "spec": {"replicas": replicas},
+        });
+        let client = testing::client(move |head, _| {
+            seen.lock().unwrap().push(head.method);
+            testing::answer(200, &scale)
+        });
+        let resource = Kind::Deployment.resource().unwrap();
+        let api = Api::namespaced_with(client, "n", &resource);
+        let object = serde_json::json!({
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"namespace": "n", "name": "web", "resourceVersion": "7"}, "spec": {"replicas": cached},
+        });
+        let scaled = scale_up(&api, &observed(&serde_json::from_value(object).unwrap()), 1).await.unwrap();
+        let asked = asked.lock().unwrap().clone();
+        (scaled, asked)
+    }
+
+    /// Keeps out a lost notification: it came in the moment in which the caches had not heard yet that the target is at zero.
+    #[tokio::test]
+    async fn a_target_that_the_caches_have_above_zero_is_looked_at_before_its_wake_is_left_out() {
+        assert_eq!(
+            requests_of_a_wake(0, 0).await,
+            (Scaled::Done, vec![Method::PATCH]),
+            "one request in the common case"
+        );
+        assert_eq!(requests_of_a_wake(2, 2).await, (Scaled::Changed, vec![Method::GET]));
+        assert_eq!(requests_of_a_wake(2, 0).await, (Scaled::Done, vec![Method::GET, Method::PATCH]));
     }
 }

@@ -191,9 +191,9 @@ impl Controller {
     /// Wakes a target, and with it those of `spec.wakeWith`. While connections are held their own plans see to it; a wake for
     /// another reason is told nobody else.
     pub(super) async fn wake_target(&self, key: &ObjectKey, snapshot: &Snapshot, replicas: i32) -> anyhow::Result<()> {
-        self.scale_up(key, snapshot, replicas).await?;
+        let scaled = self.scale_up(key, snapshot, replicas).await?;
         let uid = snapshot.elasti.metadata.uid.as_deref().unwrap_or_default();
-        if self.parts.resolvers.held_since(uid).is_some() {
+        if scaled == Scaled::Changed || self.parts.resolvers.held_since(uid).is_some() {
             return Ok(());
         }
         for partner in self.parts.caches.woken_with(key) {
@@ -211,7 +211,7 @@ impl Controller {
         Ok(())
     }
 
-    async fn scale_up(&self, key: &ObjectKey, snapshot: &Snapshot, replicas: i32) -> anyhow::Result<()> {
+    async fn scale_up(&self, key: &ObjectKey, snapshot: &Snapshot, replicas: i32) -> anyhow::Result<Scaled> {
         let (api, target) = self.target(snapshot)?;
         let uid = snapshot.elasti.metadata.uid.as_deref().unwrap_or_default();
         // Asked for before the patch: once the target starts, the connections may be held no more.
@@ -219,8 +219,9 @@ impl Controller {
         let elapsed = || held_since.map(|since| since.elapsed());
         let sent = elapsed();
         let result = target::scale_up(&api, target, replicas).await;
-        self.count_scaled(key, snapshot, "up", result.is_ok());
-        if result? == Scaled::Done {
+        self.count_scaled(key, snapshot, "up", &result);
+        let scaled = result?;
+        if scaled == Scaled::Done {
             if let Some(memory) = self.state().memories.get_mut(uid) {
                 memory.woken(Instant::now());
             }
@@ -234,7 +235,7 @@ impl Controller {
             let event = event(false, "ScaledUp", format!("scaled {} from 0 to {replicas}", target.name));
             self.note_wake(key, &snapshot.elasti, event);
         }
-        Ok(())
+        Ok(scaled)
     }
 
     /// Writes the time of a wake into the status, and its event: in the background, for other wakes wait for their turn.
@@ -251,16 +252,25 @@ impl Controller {
         self.record(elasti, event);
     }
 
-    fn count_scaled(&self, key: &ObjectKey, snapshot: &Snapshot, direction: &'static str, done: bool) {
+    fn count_scaled(
+        &self,
+        key: &ObjectKey,
+        snapshot: &Snapshot,
+        direction: &'static str,
+        result: &Result<Scaled, kube::Error>,
+    ) {
+        if matches!(result, Ok(Scaled::Changed)) {
+            return;
+        }
         let spec = &snapshot.elasti.spec;
         let target = format!("{}-{}", spec.scale_target_ref.kind(), spec.scale_target_ref.name);
-        self.parts.metrics.scaled(key, &spec.service, &target, direction, done);
+        self.parts.metrics.scaled(key, &spec.service, &target, direction, result.is_ok());
     }
 
     async fn scale_down(&self, key: &ObjectKey, snapshot: &Snapshot) -> anyhow::Result<()> {
         let (api, target) = self.target(snapshot)?;
         let result = target::scale_down(&api, target).await;
-        self.count_scaled(key, snapshot, "down", result.is_ok());
+        self.count_scaled(key, snapshot, "down", &result);
         if result? == Scaled::Done {
             tracing::info!(elastiservice = %key, target = %target.name, "put to sleep");
             self.record(

@@ -165,10 +165,9 @@ impl Stand {
     }
 
     fn all_intercepted(&self) -> Result<bool> {
-        let modes = Operator::metrics()?.sum("elasti_operator_mode{");
-        #[expect(clippy::cast_precision_loss, reason = "some thousands")]
-        let all = self.services as f64;
-        Ok(modes >= all && self.resolvers.iter().all(|resolver| resolver.synced() > 0))
+        let metrics = Operator::metrics()?;
+        let (modes, streams) = (metrics.sum("elasti_operator_mode{"), metrics.sum("elasti_operator_resolver_streams"));
+        Ok(modes >= real(self.services as u64) && streams >= real(self.resolvers.len() as u64))
     }
 
     /// Starts another operator in place of this one; says when.
@@ -208,7 +207,12 @@ impl Stand {
             let before = took()?;
             resolver.say(traffic(1)).await?;
             self.api.woken(number).await?;
-            let after = took()?;
+            let mut after = took()?;
+            // The API server may tell of it sooner than the operator has its answer.
+            while after.1 <= before.1 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                after = took()?;
+            }
             wakes.push((after.0 - before.0, after.1 - before.1));
             resolver.say(traffic(0)).await?;
             self.api.put_to_sleep(number).await?;

@@ -136,6 +136,11 @@ impl Caches {
         self.read().by_uid.get(uid).cloned()
     }
 
+    /// The UID of an ElastiService.
+    pub fn uid(&self, key: &ObjectKey) -> Option<String> {
+        self.read().elastis.get(key)?.metadata.uid.clone()
+    }
+
     /// The ElastiService that a Service belongs to: the oldest of those that name it.
     pub fn owner_of(&self, service: &ObjectKey) -> Option<ObjectKey> {
         let tables = self.read();

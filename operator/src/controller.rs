@@ -41,6 +41,10 @@ const REPORTER: &str = "elasti-operator";
 /// the rounds these leave room among the 100 requests that one connection carries.
 const NOTES: usize = 16;
 
+/// Services that are made at once. For each of them the API server goes over all addresses in use (ipallocator of Kubernetes
+/// 1.34): beside 10,000 others, many at once would only time out and be made again.
+const SERVICES: usize = 4;
+
 /// What the controller works with.
 pub struct Parts {
     /// Name of this replica's pod.
@@ -73,6 +77,8 @@ pub struct Controller {
     recorder: Recorder,
     /// Turns of what is written for people to read.
     notes: Arc<Semaphore>,
+    /// Turns of Services that are made.
+    services: Semaphore,
     ports: PortBook,
     pods: Pods,
     sources: Sources,
@@ -105,6 +111,7 @@ impl Controller {
             parts,
             recorder,
             notes: Arc::new(Semaphore::new(NOTES)),
+            services: Semaphore::new(SERVICES),
             ports: port_book,
             pods: Pods::default(),
             sources: Sources::default(),
@@ -298,6 +305,11 @@ impl Round for Controller {
                 Err(error)
             }
         }
+    }
+
+    fn urgent(&self, key: &ObjectKey) -> bool {
+        let uid = self.parts.caches.uid(key);
+        uid.is_some_and(|uid| self.parts.resolvers.held_since(&uid).is_some())
     }
 }
 

@@ -1,7 +1,7 @@
 //! The work queue: looks at one ElastiService at a time, at once when something concerns it, and again when asked to.
 //!
 //! Each ElastiService has a worker of its own, so a slow or failing one delays no other; pokes that come while it works
-//! are one more round, not one each.
+//! are one more round, not one each. Rounds that clients wait for have turns of their own: others, however many and slow, keep none up.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -9,14 +9,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::observed::ObjectKey;
 
-/// Rounds that may run at once: enough to hide the API server's latency, few enough not to flood it after a restart.
-const CONCURRENCY: usize = 64;
+/// Rounds that may run at once: enough to hide the API server's latency, few enough not to flood it after a restart. Those that
+/// clients wait for are more; together they leave room among the 100 requests that one connection carries.
+const USUAL: usize = 32;
+const URGENT: usize = 48;
 
 /// The first wait after a failed round; it doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
@@ -39,13 +41,17 @@ pub enum Next {
 pub trait Round: Send + Sync + 'static {
     /// One round; an error is a round to repeat.
     fn round(self: Arc<Self>, key: ObjectKey) -> impl Future<Output = anyhow::Result<Next>> + Send;
+
+    /// Whether somebody waits for the next round. Asked again with each poke.
+    fn urgent(&self, key: &ObjectKey) -> bool;
 }
 
 /// The queue.
 pub struct Work<R> {
     round: Arc<R>,
     workers: Mutex<HashMap<ObjectKey, Arc<Notify>>>,
-    limit: Semaphore,
+    usual: Semaphore,
+    urgent: Semaphore,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -53,7 +59,8 @@ pub struct Work<R> {
 impl<R: Round> Work<R> {
     /// A queue whose workers stop with `stop`; `tasks` waits for the rounds in progress.
     pub fn new(round: Arc<R>, tasks: TaskTracker, stop: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { round, workers: Mutex::default(), limit: Semaphore::new(CONCURRENCY), tasks, stop })
+        let (usual, urgent) = (Semaphore::new(USUAL), Semaphore::new(URGENT));
+        Arc::new(Self { round, workers: Mutex::default(), usual, urgent, tasks, stop })
     }
 
     /// Has `key` looked at.
@@ -87,7 +94,7 @@ impl<R: Round> Work<R> {
                 () = poked.notified() => {}
                 () = timer => {}
             }
-            let Ok(_permit) = self.limit.acquire().await else { return };
+            let Some(_turn) = self.turn(&key, &poked).await else { return };
             match self.round.clone().round(key.clone()).await {
                 Ok(Next::Wait) => (wait, backoff) = (None, MIN_BACKOFF),
                 Ok(Next::After(after)) => (wait, backoff) = (Some(after), MIN_BACKOFF),
@@ -104,6 +111,20 @@ impl<R: Round> Work<R> {
                     wait = Some(backoff);
                     backoff = (backoff * 2).min(MAX_BACKOFF);
                 }
+            }
+        }
+    }
+
+    async fn turn(&self, key: &ObjectKey, poked: &Notify) -> Option<SemaphorePermit<'_>> {
+        let usual = self.usual.acquire();
+        tokio::pin!(usual);
+        loop {
+            if self.round.urgent(key) {
+                return self.urgent.acquire().await.ok();
+            }
+            tokio::select! {
+                turn = &mut usual => return turn.ok(),
+                () = poked.notified() => {}
             }
         }
     }
@@ -127,6 +148,52 @@ mod tests {
             anyhow::ensure!(!(self.fail_first && round == 0), "first round fails");
             Ok(if self.gone { Next::Gone } else { Next::Wait })
         }
+
+        fn urgent(&self, _key: &ObjectKey) -> bool {
+            false
+        }
+    }
+
+    /// Rounds do not end, but of the one that is urgent.
+    #[derive(Default)]
+    struct Stuck {
+        begun: AtomicU32,
+        urgent: Mutex<Option<ObjectKey>>,
+        done: Notify,
+    }
+
+    impl Round for Stuck {
+        async fn round(self: Arc<Self>, key: ObjectKey) -> anyhow::Result<Next> {
+            self.begun.fetch_add(1, Ordering::SeqCst);
+            if !self.urgent(&key) {
+                std::future::pending::<()>().await;
+            }
+            self.done.notify_one();
+            Ok(Next::Wait)
+        }
+
+        fn urgent(&self, key: &ObjectKey) -> bool {
+            self.urgent.lock().unwrap().as_ref() == Some(key)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_that_clients_wait_for_is_kept_up_by_no_others() {
+        let stuck = Arc::new(Stuck::default());
+        let work = Work::new(stuck.clone(), TaskTracker::new(), CancellationToken::new());
+        for number in 0..USUAL {
+            work.poke(&ObjectKey::new("n", number.to_string()));
+        }
+        while stuck.begun.load(Ordering::SeqCst) < u32::try_from(USUAL).unwrap() {
+            tokio::task::yield_now().await;
+        }
+        let key = ObjectKey::new("n", "held");
+        work.poke(&key);
+        tokio::task::yield_now().await;
+        // A client comes while its round is waiting for a turn.
+        *stuck.urgent.lock().unwrap() = Some(key.clone());
+        work.poke(&key);
+        stuck.done.notified().await;
     }
 
     fn work(fail_first: bool, gone: bool) -> (Arc<Work<Count>>, Arc<Count>) {

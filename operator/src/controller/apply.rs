@@ -47,6 +47,11 @@ impl Controller {
         action: Action,
     ) -> anyhow::Result<()> {
         let what = format!("{action:?}");
+        // Waiting for a turn is no missing answer.
+        let _turn = match action {
+            Action::ApplyPrivateService => Some(self.services.acquire().await?),
+            _ => None,
+        };
         let deadline = match action {
             // A scale-down that arrives after the Lease is lost could put a busy target to sleep.
             Action::ScaleDown => {

@@ -17,8 +17,8 @@ use crate::observed::ObjectKey;
 
 /// Rounds that may run at once: enough to hide the API server's latency, few enough not to flood it after a restart. Those that
 /// clients wait for are more; together they leave room among the 100 requests that one connection carries.
-const USUAL: usize = 32;
-const URGENT: usize = 48;
+const USUAL: usize = 16;
+const URGENT: usize = 64;
 
 /// The first wait after a failed round; it doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
@@ -95,7 +95,8 @@ impl<R: Round> Work<R> {
                 () = timer => {}
             }
             let Some(_turn) = self.turn(&key, &poked).await else { return };
-            match self.round.clone().round(key.clone()).await {
+            // Of thousands of workers few have a round in progress: the others need not have room for one.
+            match Box::pin(self.round.clone().round(key.clone())).await {
                 Ok(Next::Wait) => (wait, backoff) = (None, MIN_BACKOFF),
                 Ok(Next::After(after)) => (wait, backoff) = (Some(after), MIN_BACKOFF),
                 Ok(Next::Gone) => {

@@ -1,5 +1,5 @@
-//! Whether starting pods are ready, asked faster than kubelet does: every 10 ms instead of every `periodSeconds`, and every 2 ms
-//! while nobody listens yet.
+//! Whether starting pods are ready, asked faster than kubelet does: every 10 ms instead of every `periodSeconds`, and every
+//! millisecond while nobody listens yet.
 //!
 //! One task for each ElastiService that has had starting pods. Invariants: a pod is asked only while this resolver holds a
 //! connection for it and an operator names it; it counts as ready only when every probe has met its own thresholds, and for no
@@ -12,7 +12,7 @@ use std::time::Duration;
 use elasti_api::readiness::{Probe, StartingPod};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::forward::Dialer;
 use crate::metrics::Metrics;
@@ -27,11 +27,10 @@ const PODS: usize = 16;
 const QUESTIONS: usize = 256;
 
 /// While nobody listens the pause is this part of the usual one: then only kernels have work with it.
-const KNOCK_PART: u32 = 5;
+const KNOCK_PART: u32 = 10;
 
-/// While nobody listens the pause grows to this part of the time that the pod has been asked for, up to the usual one, which it
-/// reaches after 5 s.
-const KNOCK_GROWTH: u32 = 500;
+/// Pods that may each be asked so often; of more each gets its share, so that kernels have no more than 16,000 questions a second.
+const KNOCK_PODS: u32 = 16;
 
 /// The pause grows to this part of the time that the pod has been asked for: what a slow starter loses by it is nothing
 /// beside what it takes.
@@ -56,13 +55,15 @@ pub struct Asker {
     dialer: Dialer,
     interval: Duration,
     questions: Arc<Semaphore>,
+    /// One task for each pod that is asked.
+    pods: TaskTracker,
     metrics: Metrics,
 }
 
 impl Asker {
     /// One that asks every `interval`; zero: never.
     pub fn new(dialer: Dialer, interval: Duration, metrics: Metrics) -> Self {
-        Self { dialer, interval, questions: Arc::new(Semaphore::new(QUESTIONS)), metrics }
+        Self { dialer, interval, questions: Arc::new(Semaphore::new(QUESTIONS)), pods: TaskTracker::new(), metrics }
     }
 
     /// Asks the starting pods of `service` for as long as the result lives; nothing when pods are not to be asked.
@@ -77,7 +78,8 @@ impl Asker {
     fn pause(&self, asked_for: Duration, asking: u32, refused: bool) -> Duration {
         let longest = PAUSE_MAX.max(self.interval);
         let usual = (asked_for / PART).clamp(self.interval, longest);
-        let knock = (asked_for / KNOCK_GROWTH).max(self.interval / KNOCK_PART);
+        let pods = u32::try_from(self.pods.len()).unwrap_or(u32::MAX);
+        let knock = (self.interval / KNOCK_PART).saturating_mul(pods.div_ceil(KNOCK_PODS).max(1)).max(asked_for / PART);
         let pause = if refused { knock.min(usual) } else { usual };
         pause.saturating_mul(asking.div_ceil(FULL_SPEED).max(1))
     }
@@ -104,7 +106,8 @@ async fn follow(asker: Asker, service: Arc<Service>) {
                 continue;
             }
             let since = before.map_or_else(Instant::now, |before| before.since);
-            let task = tokio::spawn(ask(asker.clone(), Arc::clone(&service), Arc::clone(pod), since));
+            let asks = ask(asker.clone(), Arc::clone(&service), Arc::clone(pod), since);
+            let task = tokio::spawn(asker.pods.track_future(asks));
             let now = Asked { pod: Arc::clone(pod), since, _task: AbortOnDropHandle::new(task) };
             pods.insert(pod.uid.clone(), now);
         }

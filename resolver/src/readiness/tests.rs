@@ -176,11 +176,15 @@ fn slow_starters_are_asked_less_often_and_so_are_pods_that_many_wait_for() {
 #[test]
 fn a_port_on_which_nobody_listens_is_asked_for_more_often_and_less_so_by_and_by() {
     let (asker, millis) = (asker(), Duration::from_millis);
-    assert_eq!(asker.pause(millis(0), 1, true), millis(2));
-    assert_eq!(asker.pause(millis(1500), 1, true), millis(3));
-    assert_eq!(asker.pause(Duration::from_secs(5), 1, true), millis(10));
+    assert_eq!(asker.pause(millis(0), 1, true), millis(1));
+    assert_eq!(asker.pause(millis(3000), 1, true), millis(3));
+    assert_eq!(asker.pause(Duration::from_secs(15), 1, true), millis(15), "no faster than others then");
     assert_eq!(asker.pause(Duration::from_mins(1), 1, true), millis(60), "no slower than an answer that is no success");
-    assert_eq!(asker.pause(millis(0), 1024, true), millis(512));
+    assert_eq!(asker.pause(millis(0), 1024, true), millis(256));
+    let pods: Vec<_> = (0..17).map(|_| asker.pods.track_future(std::future::pending::<()>())).collect();
+    assert_eq!(asker.pause(millis(0), 1, true), millis(2), "many pods share what one kernel is asked");
+    drop(pods);
+    assert_eq!(asker.pause(millis(0), 1, true), millis(1));
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use elasti_api::names;
+use elasti_operator::clients::Clients;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
@@ -36,6 +37,8 @@ pub(crate) const PORT: u16 = 80;
 #[derive(Clone)]
 pub(crate) struct Cluster {
     pub(crate) client: Client,
+    /// As the operator has it: a bare patch is as fast as one of ours.
+    patches: Client,
     namespace: String,
 }
 
@@ -56,7 +59,8 @@ impl Cluster {
     /// A namespace that is empty, however an earlier run has ended.
     pub(crate) async fn new(namespace: &str) -> Result<Self> {
         let config = Config::infer().await.context("no kubeconfig: run this by `cargo xtask bench`")?;
-        let cluster = Self { client: Client::try_from(config)?, namespace: namespace.to_owned() };
+        let patches = Clients::new(config.clone())?.requests;
+        let cluster = Self { client: Client::try_from(config)?, patches, namespace: namespace.to_owned() };
         cluster.remove().await?;
         let gone = || async { Ok(cluster.namespaces().get_opt(namespace).await?.is_none().then_some(())) };
         until("the namespace of an earlier run is gone", gone).await?;
@@ -142,7 +146,8 @@ impl Cluster {
     /// Scales a target, as `kubectl scale` does but for its read before.
     pub(crate) async fn scale(&self, target: &Target, replicas: i32) -> Result<()> {
         let patch = json!({"spec": {"replicas": replicas}});
-        self.deployments().patch_scale(&target.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        let deployments: Api<Deployment> = Api::namespaced(self.patches.clone(), &self.namespace);
+        deployments.patch_scale(&target.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
         Ok(())
     }
 

@@ -1,7 +1,8 @@
 //! What flows back to the operators: for each ElastiService what is in effect, and its traffic. States, not events: a
 //! stream compares them with what it has sent, so that none is lost and a new stream tells all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -61,71 +62,141 @@ impl Activity {
     }
 }
 
-/// Tells every stream to look at once. The value says whether the resolver is leaving.
-#[derive(Clone, Debug)]
-pub struct News(watch::Sender<bool>);
+/// What one Service tells streams by: that its traffic is another, and whether that can wait. The value that streams follow says
+/// whether the resolver is leaving.
+#[derive(Debug)]
+pub struct News {
+    /// Stands for the Service on the board; no other ever has it.
+    number: u64,
+    /// It is among the stirred ones already. Set after a count has changed, cleared before the counts are read.
+    marked: AtomicBool,
+    stirred: Stirred,
+    streams: watch::Sender<bool>,
+}
+
+/// Services whose traffic is another than when a stream last looked, each once.
+type Stirred = Arc<Mutex<Vec<u64>>>;
 
 impl News {
-    /// Something has happened that cannot wait for the next heartbeat.
+    /// The traffic is another than before; streams tell of it at the next heartbeat.
+    pub fn changed(&self) {
+        if !self.marked.swap(true, Ordering::AcqRel) {
+            self.stirred.lock().unwrap_or_else(PoisonError::into_inner).push(self.number);
+        }
+    }
+
+    /// As [`News::changed`], and it cannot wait for the next heartbeat.
     pub fn tell(&self) {
-        self.0.send_modify(|_| {});
+        self.changed();
+        self.streams.send_modify(|_| {});
     }
 }
 
 #[derive(Debug)]
 struct Entry {
+    uid: String,
     service: Arc<Service>,
+    /// Where it is in [`Entries::order`].
+    position: u64,
     ack: Option<Ack>,
     activity: Option<Activity>,
+}
+
+/// All Services, in the order in which they have last changed: a stream looks at those that are behind its place, so that what it
+/// costs to tell of a change does not grow with the number of Services.
+#[derive(Debug, Default)]
+struct Entries {
+    latest: u64,
+    order: BTreeMap<u64, u64>,
+    /// By the number of the Service.
+    services: BTreeMap<u64, Entry>,
+    numbers: HashMap<String, u64>,
+    /// Those with [`Entry::activity`].
+    active: BTreeSet<u64>,
+}
+
+impl Entries {
+    /// Has every stream look at this one again.
+    fn touch(&mut self, number: u64) {
+        if let Some(entry) = self.services.get_mut(&number) {
+            self.order.remove(&entry.position);
+            self.latest += 1;
+            entry.position = self.latest;
+            self.order.insert(self.latest, number);
+        }
+    }
 }
 
 /// The present state of every ElastiService; clones share it.
 #[derive(Clone, Debug)]
 pub struct Board {
-    entries: Arc<Mutex<BTreeMap<String, Entry>>>,
-    news: News,
+    entries: Arc<Mutex<Entries>>,
+    stirred: Stirred,
+    numbers: Arc<AtomicU64>,
+    streams: watch::Sender<bool>,
 }
 
 impl Default for Board {
     fn default() -> Self {
-        Self { entries: Arc::default(), news: News(watch::Sender::new(false)) }
+        Self {
+            entries: Arc::default(),
+            stirred: Arc::default(),
+            numbers: Arc::default(),
+            streams: watch::Sender::new(false),
+        }
     }
 }
 
 impl Board {
-    /// For those who have news.
+    /// For one Service that has news.
     pub fn news(&self) -> News {
-        self.news.clone()
+        News {
+            number: self.numbers.fetch_add(1, Ordering::Relaxed),
+            marked: AtomicBool::new(false),
+            stirred: Arc::clone(&self.stirred),
+            streams: self.streams.clone(),
+        }
     }
 
     /// Follows the news; the value says whether the resolver is leaving.
     pub fn follow(&self) -> watch::Receiver<bool> {
-        self.news.0.subscribe()
+        self.streams.subscribe()
     }
 
     /// The resolver is about to stop.
     pub fn leave(&self) {
-        self.news.0.send_replace(true);
+        self.streams.send_replace(true);
     }
 
     /// Whether the resolver is about to stop.
     pub fn leaving(&self) -> bool {
-        *self.news.0.borrow()
+        *self.streams.borrow()
     }
 
     /// Adds a Service that nothing is in effect of yet.
     pub fn add(&self, uid: &str, service: Arc<Service>) {
-        self.entries().insert(uid.to_owned(), Entry { service, ack: None, activity: None });
+        let number = service.news().number;
+        let mut entries = self.entries();
+        entries.numbers.insert(uid.to_owned(), number);
+        let entry = Entry { uid: uid.to_owned(), service, position: 0, ack: None, activity: None };
+        entries.services.insert(number, entry);
+        entries.touch(number);
     }
 
     /// All Services.
     pub fn services(&self) -> Vec<Arc<Service>> {
-        self.entries().values().map(|entry| Arc::clone(&entry.service)).collect()
+        self.entries().services.values().map(|entry| Arc::clone(&entry.service)).collect()
     }
 
     /// Takes a Service out.
     pub fn remove(&self, uid: &str) {
-        self.entries().remove(uid);
+        let mut entries = self.entries();
+        if let Some(number) = entries.numbers.remove(uid)
+            && let Some(entry) = entries.services.remove(&number)
+        {
+            entries.order.remove(&entry.position);
+            entries.active.remove(&number);
+        }
     }
 
     /// Says what is in effect; streams learn at once of what is new.
@@ -134,57 +205,103 @@ impl Board {
         {
             let mut entries = self.entries();
             for (uid, ack) in acks {
-                if let Some(entry) = entries.get_mut(&uid)
+                let Some(number) = entries.numbers.get(&uid).copied() else { continue };
+                if let Some(entry) = entries.services.get_mut(&number)
                     && entry.ack.as_ref() != Some(&ack)
                 {
                     entry.ack = Some(ack);
+                    entries.touch(number);
                     changed = true;
                 }
             }
         }
         if changed {
-            self.news.tell();
+            self.streams.send_modify(|_| {});
         }
     }
 
     /// Says what the connections to pods do; nothing of those ElastiServices that `activity` lacks.
-    pub fn observe(&self, mut activity: BTreeMap<String, Activity>) {
-        for (uid, entry) in self.entries().iter_mut() {
-            entry.activity = activity.remove(uid);
+    pub fn observe(&self, activity: BTreeMap<String, Activity>) {
+        let mut entries = self.entries();
+        let before = std::mem::take(&mut entries.active);
+        for (uid, activity) in activity {
+            let Some(number) = entries.numbers.get(&uid).copied() else { continue };
+            let Some(entry) = entries.services.get_mut(&number) else { continue };
+            let changed = entry.activity.as_ref() != Some(&activity);
+            entry.activity = Some(activity);
+            entries.active.insert(number);
+            if changed {
+                entries.touch(number);
+            }
+        }
+        for number in before {
+            if !entries.active.contains(&number)
+                && let Some(entry) = entries.services.get_mut(&number)
+            {
+                entry.activity = None;
+            }
         }
     }
 
     /// The operators have been sent the news that connections of `uid` are held.
     pub fn notified(&self, uid: &str) {
-        if let Some(entry) = self.entries().get(uid) {
+        let entries = self.entries();
+        if let Some(entry) = entries.numbers.get(uid).and_then(|number| entries.services.get(number)) {
             entry.service.notified();
         }
     }
 
-    /// What `sent` lacks: everything at a heartbeat (`regular`), else what cannot wait.
+    /// What `sent` lacks: everything at a heartbeat (`regular`), else what cannot wait. Looks only at what has changed since the
+    /// last call, and at a heartbeat at what could wait then.
     pub fn due(&self, sent: &mut Sent, regular: bool) -> Vec<ResolverMessage> {
-        let entries = self.entries();
-        if regular {
-            sent.0.retain(|uid, _| entries.contains_key(uid));
-        }
+        let entries = &mut *self.entries();
         let now = Instant::now();
         let mut due = Vec::new();
-        for (uid, entry) in entries.iter() {
-            due.extend(sent.due(uid, entry.ack.as_ref(), entry.service.traffic(), regular));
-            due.extend(entry.activity.as_ref().filter(|_| regular).and_then(|it| sent.activity_due(uid, it, now)));
+        for number in self.concerned(entries, sent, regular) {
+            match entries.services.get(&number) {
+                Some(entry) => sent.look(number, entry, regular, now, &mut due),
+                None => sent.forget(number),
+            }
+        }
+        if sent.of.len() > entries.services.len() {
+            sent.of.retain(|number, _| entries.services.contains_key(number));
         }
         due
     }
 
+    /// The Services that the next call of [`Board::due`] looks at.
+    fn concerned(&self, entries: &mut Entries, sent: &mut Sent, regular: bool) -> BTreeSet<u64> {
+        let stirred = std::mem::take(&mut *self.stirred.lock().unwrap_or_else(PoisonError::into_inner));
+        for number in stirred {
+            if let Some(entry) = entries.services.get(&number) {
+                entry.service.news().marked.swap(false, Ordering::AcqRel);
+                entries.touch(number);
+            }
+        }
+        let behind = entries.order.range(sent.place + 1..).map(|(_, number)| *number);
+        let mut concerned: BTreeSet<u64> = behind.collect();
+        sent.place = entries.latest;
+        if regular {
+            concerned.append(&mut sent.later);
+        }
+        concerned
+    }
+
     /// No code panics while it holds the lock.
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+    fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// What one stream has sent.
 #[derive(Debug, Default)]
-pub struct Sent(BTreeMap<String, SentOfOne>);
+pub struct Sent {
+    /// Up to where it has looked at what changes.
+    place: u64,
+    /// Services of which something is left that can wait.
+    later: BTreeSet<u64>,
+    of: BTreeMap<u64, SentOfOne>,
+}
 
 #[derive(Debug, Default)]
 struct SentOfOne {
@@ -195,21 +312,48 @@ struct SentOfOne {
 }
 
 impl Sent {
-    fn due(&mut self, uid: &str, ack: Option<&Ack>, traffic: Traffic, regular: bool) -> Vec<ResolverMessage> {
-        // Nothing is said of an ElastiService before it is in effect.
-        let Some(ack) = ack else { return Vec::new() };
-        let SentOfOne { ack: sent_ack, traffic: sent_traffic, .. } = self.0.entry(uid.to_owned()).or_default();
+    /// Adds what of this Service is due, and notes whether something is left.
+    fn look(&mut self, number: u64, entry: &Entry, regular: bool, now: Instant, due: &mut Vec<ResolverMessage>) {
+        // Nothing is said of an ElastiService before it is in effect; then it is looked at again.
+        let Some(ack) = &entry.ack else { return };
+        let traffic = entry.service.traffic();
+        let sent = self.of.entry(number).or_default();
+        due.extend(sent.due(&entry.uid, ack, traffic, regular));
+        if regular && let Some(activity) = &entry.activity {
+            due.extend(sent.activity_due(&entry.uid, activity, now));
+        }
+        if sent.lacks(traffic, entry.activity.as_ref()) {
+            self.later.insert(number);
+        } else {
+            self.later.remove(&number);
+        }
+    }
+
+    fn forget(&mut self, number: u64) {
+        self.of.remove(&number);
+        self.later.remove(&number);
+    }
+}
+
+impl SentOfOne {
+    /// Whether there is anything that could wait and has not been told.
+    fn lacks(&self, traffic: Traffic, activity: Option<&Activity>) -> bool {
+        let told = self.activity.as_ref().map(|(told, _)| told);
+        self.traffic != Some(traffic) || activity.is_some_and(|activity| told != Some(activity))
+    }
+
+    fn due(&mut self, uid: &str, ack: &Ack, traffic: Traffic, regular: bool) -> Vec<ResolverMessage> {
         let mut due = Vec::new();
-        let acknowledges = sent_ack.as_ref() != Some(ack);
-        let edge = sent_traffic.is_none_or(|sent| (sent.held == 0) != (traffic.held == 0));
+        let acknowledges = self.ack.as_ref() != Some(ack);
+        let edge = self.traffic.is_none_or(|sent| (sent.held == 0) != (traffic.held == 0));
         // An acknowledgement may mean that nothing has come: what has is said first.
-        if edge || (regular || acknowledges) && *sent_traffic != Some(traffic) {
-            *sent_traffic = Some(traffic);
+        if edge || (regular || acknowledges) && self.traffic != Some(traffic) {
+            self.traffic = Some(traffic);
             let Traffic { held, forwarding, accepted } = traffic;
             due.push(ResolverMessage::Traffic { uid: uid.to_owned(), held, forwarding, accepted });
         }
         if acknowledges {
-            *sent_ack = Some(ack.clone());
+            self.ack = Some(ack.clone());
             due.push(ResolverMessage::Ack {
                 uid: uid.to_owned(),
                 revision: ack.revision,
@@ -223,17 +367,14 @@ impl Sent {
     }
 
     fn activity_due(&mut self, uid: &str, activity: &Activity, now: Instant) -> Option<ResolverMessage> {
-        let sent = self.0.get_mut(uid)?;
-        // Nothing is said of an ElastiService before it is in effect.
-        sent.ack.as_ref()?;
         let interval = activity.interval.max(ACTIVITY_INTERVAL);
-        let due = sent.activity.as_ref().is_none_or(|(before, at)| {
+        let due = self.activity.as_ref().is_none_or(|(before, at)| {
             activity.is_news(before) || (activity != before && now.saturating_duration_since(*at) >= interval)
         });
         if !due {
             return None;
         }
-        sent.activity = Some((activity.clone(), now));
+        self.activity = Some((activity.clone(), now));
         let Activity { endpoints, open, opened, last, interval: _, unknown } = activity.clone();
         let idle = now.saturating_duration_since(last);
         let idle_ms = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
@@ -263,42 +404,148 @@ mod tests {
         due.iter().map(kind).collect()
     }
 
+    fn add(board: &Board, uid: &str) -> Arc<Service> {
+        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+        let service = Arc::new(Service::new("n", uid, metrics, board.news()));
+        board.add(uid, Arc::clone(&service));
+        service
+    }
+
+    fn acknowledge(board: &Board, uid: &str, ack: Ack) {
+        board.acknowledge([(uid.to_owned(), ack)]);
+    }
+
+    fn accept(service: &Service) {
+        service.accept(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+    }
+
     #[test]
     fn a_new_stream_tells_all_once() {
-        let mut sent = Sent::default();
-        assert_eq!(kinds(&sent.due("a", Some(&ACK), traffic(0, 0), false)), ["traffic", "ack"]);
-        assert!(sent.due("a", Some(&ACK), traffic(0, 0), true).is_empty());
+        let mut sent = SentOfOne::default();
+        assert_eq!(kinds(&sent.due("a", &ACK, traffic(0, 0), false)), ["traffic", "ack"]);
+        assert!(sent.due("a", &ACK, traffic(0, 0), true).is_empty());
+    }
+
+    #[test]
+    fn each_stream_is_told_of_each_change_and_what_could_wait_at_the_next_heartbeat() {
+        let board = Board::default();
+        let (a, b) = (add(&board, "a"), add(&board, "b"));
+        let mut streams = [Sent::default(), Sent::default()];
+        for uid in ["a", "b"] {
+            acknowledge(&board, uid, ACK);
+        }
+        for sent in &mut streams {
+            assert_eq!(kinds(&board.due(sent, false)), ["traffic", "ack", "traffic", "ack"]);
+        }
+        accept(&a);
+        let held = b.hold(Instant::now(), 9).unwrap();
+        for sent in &mut streams {
+            let told = board.due(sent, false);
+            assert!(matches!(&told[..], [ResolverMessage::Traffic { uid, held: 1, .. }] if uid == "b"), "{told:?}");
+        }
+        drop(held);
+        for sent in &mut streams {
+            let told = board.due(sent, true);
+            assert!(
+                matches!(
+                    &told[..],
+                    [ResolverMessage::Traffic { accepted: 1, .. }, ResolverMessage::Traffic { held: 0, .. }]
+                ),
+                "{told:?}"
+            );
+            assert!(board.due(sent, true).is_empty());
+        }
+    }
+
+    /// One Service after the other has news, as ever more of them are there: what streams look at does not grow with them.
+    #[test]
+    fn what_is_looked_at_for_news_does_not_grow_with_the_number_of_services() {
+        for services in [10, 1000] {
+            let board = Board::default();
+            let all: Vec<_> = (0..services).map(|number| add(&board, &number.to_string())).collect();
+            board.acknowledge((0..services).map(|number| (number.to_string(), ACK)));
+            let mut streams = [Sent::default(), Sent::default()];
+            for sent in &mut streams {
+                assert_eq!(board.due(sent, false).len(), 2 * services);
+            }
+            for service in &all[..10] {
+                accept(service);
+                let revision = board.entries().latest;
+                acknowledge(&board, "0", Ack { revision, ..ACK });
+                for sent in &mut streams {
+                    let looked_at = board.concerned(&mut board.entries(), sent, true);
+                    assert!(looked_at.len() <= 2, "{looked_at:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_service_that_comes_again_is_a_new_one_and_nothing_is_kept_of_those_that_are_gone() {
+        let (board, mut sent) = (Board::default(), Sent::default());
+        for round in 0..3 {
+            let service = add(&board, "a");
+            acknowledge(&board, "a", ACK);
+            assert_eq!(kinds(&board.due(&mut sent, false)), ["traffic", "ack"], "round {round}");
+            accept(&service);
+            assert!(board.due(&mut sent, false).is_empty(), "it can wait");
+            board.remove("a");
+        }
+        assert!(board.due(&mut sent, true).is_empty());
+        assert!(sent.of.is_empty() && sent.later.is_empty());
+        let entries = board.entries();
+        assert!(entries.order.is_empty() && entries.services.is_empty() && entries.numbers.is_empty());
+    }
+
+    #[test]
+    fn activity_is_told_at_heartbeats_as_long_as_there_are_pods() {
+        let (board, mut sent) = (Board::default(), Sent::default());
+        add(&board, "a");
+        let of = |endpoints| {
+            let (last, interval) = (Instant::now(), Duration::ZERO);
+            let activity = Activity { endpoints, open: Some(0), opened: 0, last, interval, unknown: None };
+            BTreeMap::from([("a".to_owned(), activity)])
+        };
+        board.observe(of(1));
+        assert!(board.due(&mut sent, true).is_empty(), "not in effect");
+        acknowledge(&board, "a", ACK);
+        assert_eq!(kinds(&board.due(&mut sent, false)), ["traffic", "ack"]);
+        assert_eq!(kinds(&board.due(&mut sent, true)), ["other"]);
+        board.observe(BTreeMap::new());
+        assert!(board.due(&mut sent, true).is_empty());
+        board.observe(of(2));
+        assert_eq!(kinds(&board.due(&mut sent, true)), ["other"]);
     }
 
     /// Keeps out B4: up to 3 s until readiness is noticed.
     #[test]
     fn the_first_and_the_last_held_connection_cannot_wait_other_traffic_can() {
-        let mut sent = Sent::default();
-        sent.due("a", Some(&ACK), traffic(0, 0), true);
-        assert!(sent.due("a", Some(&ACK), traffic(0, 1), false).is_empty());
-        assert_eq!(kinds(&sent.due("a", Some(&ACK), traffic(1, 2), false)), ["traffic"]);
-        assert!(sent.due("a", Some(&ACK), traffic(2, 3), false).is_empty());
-        assert_eq!(kinds(&sent.due("a", Some(&ACK), traffic(0, 3), false)), ["traffic"]);
+        let mut sent = SentOfOne::default();
+        sent.due("a", &ACK, traffic(0, 0), true);
+        assert!(sent.due("a", &ACK, traffic(0, 1), false).is_empty());
+        assert_eq!(kinds(&sent.due("a", &ACK, traffic(1, 2), false)), ["traffic"]);
+        assert!(sent.due("a", &ACK, traffic(2, 3), false).is_empty());
+        assert_eq!(kinds(&sent.due("a", &ACK, traffic(0, 3), false)), ["traffic"]);
     }
 
     #[test]
     fn what_is_in_effect_is_told_at_once_and_nothing_before() {
-        let mut sent = Sent::default();
-        assert!(sent.due("a", None, traffic(1, 1), true).is_empty());
-        sent.due("a", Some(&ACK), traffic(0, 0), false);
+        let (board, mut nothing) = (Board::default(), Sent::default());
+        accept(&add(&board, "a"));
+        assert!(board.due(&mut nothing, true).is_empty());
+        let mut sent = SentOfOne::default();
+        sent.due("a", &ACK, traffic(0, 0), false);
         let redirecting = Ack { redirecting: true, ..ACK };
-        assert_eq!(kinds(&sent.due("a", Some(&redirecting), traffic(0, 0), false)), ["ack"]);
+        assert_eq!(kinds(&sent.due("a", &redirecting, traffic(0, 0), false)), ["ack"]);
         let holding = Ack { holding: true, ..redirecting };
-        assert_eq!(kinds(&sent.due("a", Some(&holding), traffic(0, 1), false)), ["traffic", "ack"]);
+        assert_eq!(kinds(&sent.due("a", &holding, traffic(0, 1), false)), ["traffic", "ack"]);
     }
 
     #[test]
     fn activity_is_told_when_it_is_news_and_else_every_two_seconds_while_there_is_any() {
-        let (start, mut sent) = (Instant::now(), Sent::default());
+        let (start, mut sent) = (Instant::now(), SentOfOne::default());
         let interval = Duration::ZERO;
         let activity = Activity { endpoints: 1, open: Some(0), opened: 0, last: start, interval, unknown: None };
-        assert_eq!(sent.activity_due("a", &activity, start), None, "not in effect");
-        sent.due("a", Some(&ACK), traffic(0, 0), true);
         let told = sent.activity_due("a", &activity, start + ACTIVITY_INTERVAL);
         assert!(matches!(told, Some(ResolverMessage::Activity { idle_ms: 2000, .. })), "{told:?}");
         let later = start + ACTIVITY_INTERVAL * 100;
@@ -336,16 +583,13 @@ mod tests {
         let length = |message: &ResolverMessage| encode(message).unwrap().len() + FRAMING;
         let start = Instant::now();
         let interval = report_interval(COOLDOWN);
-        let mut sent = Sent::default();
-        let uid = |number: u32| format!("01234567-89ab-cdef-0123-{number:012}");
-        for number in 0..FOLLOWED {
-            sent.due(&uid(number), Some(&ACK), traffic(0, 0), true);
-        }
+        let mut sent: Vec<SentOfOne> = (0..FOLLOWED).map(|_| SentOfOne::default()).collect();
+        let uid = |number: usize| format!("01234567-89ab-cdef-0123-{number:012}");
         let mut bytes = 0;
         for beat in 1..=SECONDS * 2 {
             let now = start + HEARTBEAT_INTERVAL * beat;
             bytes += length(&ResolverMessage::Heartbeat);
-            for number in 0..FOLLOWED {
+            for (number, sent) in sent.iter_mut().enumerate() {
                 let opened = 1_000_000_000 + u64::from(beat);
                 let activity =
                     Activity { endpoints: u64::MAX, open: Some(99_999), opened, last: now, interval, unknown: None };
@@ -359,13 +603,13 @@ mod tests {
 
     #[test]
     fn streams_learn_at_once_of_what_is_newly_in_effect() {
-        let (board, metrics) = (Board::default(), Metrics::new(&prometheus::Registry::new()).unwrap());
+        let board = Board::default();
         let mut news = board.follow();
-        board.add("a", Arc::new(Service::new("n", "s", metrics, board.news())));
-        board.acknowledge([("a".to_owned(), ACK)]);
+        add(&board, "a");
+        acknowledge(&board, "a", ACK);
         assert!(news.has_changed().unwrap());
         news.mark_unchanged();
-        board.acknowledge([("a".to_owned(), ACK)]);
+        acknowledge(&board, "a", ACK);
         assert!(!news.has_changed().unwrap());
         assert_eq!(kinds(&board.due(&mut Sent::default(), false)), ["traffic", "ack"]);
     }

@@ -123,7 +123,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// A Service that is not reachable yet. `news` is told when the first connection is held.
+    /// A Service that is not reachable yet. `news` is told of all traffic, and when the first connection is held at once.
     pub fn new(namespace: &str, name: &str, all_metrics: Metrics, news: News) -> Self {
         Self {
             namespace: namespace.into(),
@@ -235,12 +235,14 @@ impl Service {
     /// Counts an accepted connection of this client.
     pub fn accept(&self, client: IpAddr) {
         self.accepted.fetch_add(self.counts(client).into(), Ordering::Relaxed);
+        self.news.changed();
         self.metrics().accepted.inc();
     }
 
     /// Counts a request of HTTP. It is traffic as a new connection is.
     pub fn request(&self, client: IpAddr) {
         self.accepted.fetch_add(self.counts(client).into(), Ordering::Relaxed);
+        self.news.changed();
         self.metrics().requests.inc();
     }
 
@@ -270,6 +272,8 @@ impl Service {
         self.metrics().waits();
         if first {
             self.news.tell();
+        } else {
+            self.news.changed();
         }
         Ok(Held(Arc::clone(self), accepted))
     }
@@ -278,8 +282,14 @@ impl Service {
     pub fn forward(self: &Arc<Self>, client: IpAddr) -> Forwarding {
         let counted = self.counts(client).into();
         self.forwarding.fetch_add(counted, Ordering::Relaxed);
+        self.news.changed();
         self.metrics().forwarding.inc();
         Forwarding { service: Arc::clone(self), counted }
+    }
+
+    /// By what streams are told.
+    pub fn news(&self) -> &News {
+        &self.news
     }
 
     /// Counts a connection that never reached the target.
@@ -390,6 +400,8 @@ impl Drop for Held {
         if last {
             // A target that is scaled to zero right now must not be woken for connections that are held no more.
             self.0.news.tell();
+        } else {
+            self.0.news.changed();
         }
     }
 }
@@ -406,6 +418,7 @@ pub struct Forwarding {
 impl Drop for Forwarding {
     fn drop(&mut self) {
         self.service.forwarding.fetch_sub(self.counted, Ordering::Relaxed);
+        self.service.news.changed();
         self.service.metrics().forwarding.dec();
     }
 }

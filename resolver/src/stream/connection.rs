@@ -42,6 +42,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Messages on their way into the connection; a peer that reads slower than this is taken for gone.
 const SEND_BUFFER: usize = 16;
 
+/// Lines are sent together until they are this long, in bytes.
+const FRAME: usize = 16 << 10;
+
 /// An error's text that is worth a log line.
 const ERROR_TEXT: usize = 1024;
 
@@ -321,29 +324,47 @@ impl Exchange<'_> {
         drop(self.connector.said.send(Said { from: self.speaker, message }).await);
     }
 
+    /// Sends what is due, as much as fits into a frame at once: a new stream tells of thousands of Services.
     async fn report(&mut self, regular: bool) -> Result<(), StreamError> {
-        for message in self.connector.board.due(&mut self.sent, regular) {
-            let sent = self.send(&message).await;
-            if let ResolverMessage::Traffic { uid, held: 1.., .. } = &message {
-                self.connector.metrics.told(sent.is_ok());
-                if sent.is_ok() {
-                    self.connector.board.notified(uid);
-                }
+        let due = self.connector.board.due(&mut self.sent, regular);
+        let (mut frame, mut held) = (Vec::new(), Vec::new());
+        for message in due {
+            frame.extend(line(&message)?);
+            if let ResolverMessage::Traffic { uid, held: 1.., .. } = message {
+                held.push(uid);
             }
-            sent?;
+            if frame.len() >= FRAME {
+                self.tell(std::mem::take(&mut frame), std::mem::take(&mut held)).await?;
+            }
         }
-        Ok(())
+        if frame.is_empty() { Ok(()) } else { self.tell(frame, held).await }
+    }
+
+    /// Sends lines, by which operators learn that connections of these ElastiServices are held.
+    async fn tell(&mut self, lines: Vec<u8>, held: Vec<String>) -> Result<(), StreamError> {
+        let sent = self.write(lines).await;
+        for uid in held {
+            self.connector.metrics.told(sent.is_ok());
+            if sent.is_ok() {
+                self.connector.board.notified(&uid);
+            }
+        }
+        sent
     }
 
     async fn send(&mut self, message: &ResolverMessage) -> Result<(), StreamError> {
-        let line = match encode(message) {
-            Ok(line) => line,
-            Err(error) => return Err(StreamError::Request(error.to_string())),
-        };
-        match timeout(HEARTBEAT_TIMEOUT, self.outgoing.send_data(line.into())).await {
+        self.write(line(message)?).await
+    }
+
+    async fn write(&mut self, lines: Vec<u8>) -> Result<(), StreamError> {
+        match timeout(HEARTBEAT_TIMEOUT, self.outgoing.send_data(lines.into())).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(StreamError::Closed),
             Err(_) => Err(StreamError::Silent),
         }
     }
+}
+
+fn line(message: &ResolverMessage) -> Result<Vec<u8>, StreamError> {
+    encode(message).map_err(|error| StreamError::Request(error.to_string()))
 }

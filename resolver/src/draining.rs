@@ -3,8 +3,10 @@
 //! Pure: states and the time in, entries out. The operators say which addresses; the clock here is the resolver's own, so
 //! that an operator that falls silent leaves no entry behind. Used by [`crate::supervisor`].
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Instant;
 
 use elasti_api::message::{DRAINING_LIFETIME, Mode, ServiceState};
@@ -22,51 +24,77 @@ pub struct Draining {
 
 /// Since when each address has been named, by the UID of the ElastiService. One that is named no more is forgotten.
 #[derive(Debug, Default)]
-pub struct Named(HashMap<(String, SocketAddr), Instant>);
+pub struct Named {
+    since: HashMap<(String, SocketAddr), Instant>,
+    /// The states that name any, by UID: they are few, however many ElastiServices there are.
+    naming: BTreeMap<String, Arc<ServiceState>>,
+    /// How many backends, of whatever ElastiService, have an address.
+    ready: HashMap<IpAddr, usize>,
+}
 
 impl Named {
-    /// What is redirected now, to the addresses of this `pod`: what `states` name, for as long as they do and no longer than
-    /// [`DRAINING_LIFETIME`], unless one of them has it as the address of a ready pod.
-    pub fn current(&mut self, states: &[&ServiceState], pod: &[IpAddr], now: Instant) -> Draining {
-        let named: HashMap<(String, SocketAddr), Instant> = states
-            .iter()
-            .flat_map(|state| state.ports.iter().flat_map(|port| &port.draining).map(|at| (state.uid.clone(), *at)))
-            .map(|key| {
-                let since = self.0.get(&key).copied().unwrap_or(now);
-                (key, since)
-            })
-            .collect();
-        self.0 = named;
-        let mut draining = Draining::default();
-        if self.0.is_empty() {
-            return draining;
+    /// The state of an ElastiService is another: what it was, if it counted, and what it is, if it counts from `now` on.
+    pub fn replace(&mut self, was: Option<&ServiceState>, is: Option<&Arc<ServiceState>>, now: Instant) {
+        for ip in was.into_iter().flat_map(backends) {
+            if let Entry::Occupied(mut count) = self.ready.entry(ip) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
         }
-        let ready: HashSet<IpAddr> = states
-            .iter()
-            .flat_map(|state| state.ports.iter().flat_map(|port| &port.backends).map(SocketAddr::ip))
-            .collect();
-        for state in states.iter().filter(|state| state.mode == Mode::Proxy && state.redirect) {
+        for ip in is.into_iter().flat_map(|state| backends(state)) {
+            *self.ready.entry(ip).or_default() += 1;
+        }
+        let mut before = HashMap::new();
+        if let Some(state) = was {
+            self.naming.remove(&state.uid);
+            let keys = draining(state).map(|address| (state.uid.clone(), address));
+            before.extend(keys.filter_map(|key| self.since.remove_entry(&key)));
+        }
+        if let Some(state) = is.filter(|state| draining(state).next().is_some()) {
+            for key in draining(state).map(|address| (state.uid.clone(), address)) {
+                let since = before.get(&key).copied().unwrap_or(now);
+                self.since.insert(key, since);
+            }
+            self.naming.insert(state.uid.clone(), Arc::clone(state));
+        }
+    }
+
+    /// What is redirected now, to the addresses of this `pod`: what states name, for as long as they do and no longer than
+    /// [`DRAINING_LIFETIME`], unless one of them has it as the address of a ready pod.
+    pub fn current(&self, pod: &[IpAddr], now: Instant) -> Draining {
+        let mut redirected = Draining::default();
+        for state in self.naming.values().filter(|state| state.mode == Mode::Proxy && state.redirect) {
             for port in &state.ports {
                 for address in &port.draining {
-                    let since = self.0.get(&(state.uid.clone(), *address)).copied().unwrap_or(now);
+                    let since = self.since.get(&(state.uid.clone(), *address)).copied().unwrap_or(now);
                     let own = pod.iter().find(|own| own.is_ipv4() == address.is_ipv4());
                     if let Some(own) = own
                         && now.saturating_duration_since(since) < DRAINING_LIFETIME
-                        && !ready.contains(&address.ip())
+                        && !self.ready.contains_key(&address.ip())
                     {
-                        draining.entries.insert(*address, SocketAddr::new(*own, port.interception_port));
-                        draining.pods.extend(state.draining_pods.iter().cloned());
+                        redirected.entries.insert(*address, SocketAddr::new(*own, port.interception_port));
+                        redirected.pods.extend(state.draining_pods.iter().cloned());
                     }
                 }
             }
         }
-        draining
+        redirected
     }
 
     /// When the next address has been redirected for long enough; `None` when none is.
     pub fn next_end(&self, now: Instant) -> Option<Instant> {
-        self.0.values().map(|since| *since + DRAINING_LIFETIME).filter(|end| *end > now).min()
+        self.since.values().map(|since| *since + DRAINING_LIFETIME).filter(|end| *end > now).min()
     }
+}
+
+fn backends(state: &ServiceState) -> impl Iterator<Item = IpAddr> {
+    state.ports.iter().flat_map(|port| &port.backends).map(SocketAddr::ip)
+}
+
+fn draining(state: &ServiceState) -> impl Iterator<Item = SocketAddr> {
+    state.ports.iter().flat_map(|port| &port.draining).copied()
 }
 
 #[cfg(test)]
@@ -83,6 +111,25 @@ mod tests {
         state
     }
 
+    /// Whoever names addresses, and what they say at the moment.
+    #[derive(Default)]
+    struct World(Named, Vec<Arc<ServiceState>>);
+
+    impl World {
+        fn current(&mut self, states: &[&ServiceState], now: Instant) -> Draining {
+            let mut before = std::mem::take(&mut self.1);
+            self.1 = states.iter().map(|state| Arc::new((*state).clone())).collect();
+            for state in &self.1 {
+                let was = before.iter().position(|was| was.uid == state.uid).map(|at| before.swap_remove(at));
+                self.0.replace(was.as_deref(), Some(state), now);
+            }
+            for gone in before {
+                self.0.replace(Some(&gone), None, now);
+            }
+            self.0.current(&pod(), now)
+        }
+    }
+
     fn pod() -> Vec<IpAddr> {
         vec!["10.244.0.3".parse().unwrap()]
     }
@@ -90,8 +137,8 @@ mod tests {
     #[test]
     fn an_address_leads_here_for_three_seconds_however_long_it_is_named() {
         let (state, now) = (state("a", "10.244.1.9:8080"), Instant::now());
-        let mut named = Named::default();
-        let draining = named.current(&[&state], &pod(), now);
+        let mut named = World::default();
+        let draining = named.current(&[&state], now);
         assert_eq!(
             draining.entries,
             [("10.244.1.9:8080", "10.244.0.3:20000")]
@@ -99,11 +146,11 @@ mod tests {
                 .into()
         );
         assert_eq!(draining.pods, ["pod-of-a".to_owned()].into());
-        assert_eq!(named.next_end(now), Some(now + DRAINING_LIFETIME));
-        assert_eq!(named.current(&[&state], &pod(), now + Duration::from_millis(2999)), draining);
+        assert_eq!(named.0.next_end(now), Some(now + DRAINING_LIFETIME));
+        assert_eq!(named.current(&[&state], now + Duration::from_millis(2999)), draining);
         for later in [DRAINING_LIFETIME, Duration::from_mins(1)] {
-            assert_eq!(named.current(&[&state], &pod(), now + later), Draining::default());
-            assert_eq!(named.next_end(now + later), None);
+            assert_eq!(named.current(&[&state], now + later), Draining::default());
+            assert_eq!(named.0.next_end(now + later), None);
         }
     }
 
@@ -111,10 +158,10 @@ mod tests {
     fn an_address_that_is_named_no_more_goes_and_begins_anew_when_it_is_named_again() {
         let (with, now) = (state("a", "10.244.1.9:8080"), Instant::now());
         let without = service_state("a", 1, 20_000);
-        let mut named = Named::default();
-        named.current(&[&with], &pod(), now);
-        assert!(named.current(&[&without], &pod(), now).entries.is_empty());
-        assert_eq!(named.current(&[&with], &pod(), now + Duration::from_mins(1)).entries.len(), 1);
+        let mut named = World::default();
+        named.current(&[&with], now);
+        assert!(named.current(&[&without], now).entries.is_empty());
+        assert_eq!(named.current(&[&with], now + Duration::from_mins(1)).entries.len(), 1);
     }
 
     #[test]
@@ -122,11 +169,22 @@ mod tests {
         let draining = state("a", "10.244.1.9:8080");
         let mut other = service_state("b", 1, 20_001);
         other.ports[0].backends = vec!["10.244.1.9:9090".parse().unwrap()];
-        let mut named = Named::default();
-        assert!(named.current(&[&draining, &other], &pod(), Instant::now()).entries.is_empty());
+        let mut named = World::default();
+        assert!(named.current(&[&draining, &other], Instant::now()).entries.is_empty());
         let serving = ServiceState { mode: Mode::Serve, ..draining.clone() };
-        assert!(named.current(&[&serving], &pod(), Instant::now()).entries.is_empty());
+        assert!(named.current(&[&serving], Instant::now()).entries.is_empty());
         let six = state("a", "[fd00::9]:8080");
-        assert!(named.current(&[&six], &pod(), Instant::now()).entries.is_empty(), "no address of the family");
+        assert!(named.current(&[&six], Instant::now()).entries.is_empty(), "no address of the family");
+    }
+
+    #[test]
+    fn nothing_is_kept_of_those_that_are_gone() {
+        let mut with = state("a", "10.244.1.9:8080");
+        with.ports[0].backends = vec!["10.244.1.10:8080".parse().unwrap(); 2];
+        let mut named = World::default();
+        named.current(&[&with, &state("b", "10.244.1.9:8080")], Instant::now());
+        named.current(&[], Instant::now());
+        let Named { since, naming, ready } = named.0;
+        assert!(since.is_empty() && naming.is_empty() && ready.is_empty());
     }
 }

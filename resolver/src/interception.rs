@@ -1,7 +1,7 @@
 //! Which addresses are redirected to this resolver, and whether they are. What redirects is behind [`Redirect`], so
 //! that the resolver works without it too: EndpointSlices then bring all connections.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use elasti_api::message::{Mode, ServiceState};
@@ -12,8 +12,15 @@ use crate::metrics::Metrics;
 /// From what clients dial to where they are sent.
 pub type Entries = HashMap<SocketAddr, SocketAddr>;
 
+/// What is another than before: where connections to an address are sent from now on, `None` if they are left alone.
+pub type Changes = BTreeMap<SocketAddr, Option<SocketAddr>>;
+
 /// Redirects connections on this node until it is dropped.
 pub trait Redirect: Send {
+    /// Makes these changes of what was redirected before, at a cost that does not depend on how much that was. After an error
+    /// some may have been made.
+    fn change(&mut self, changes: &Changes) -> Result<(), String>;
+
     /// Redirects these and no others, whatever was redirected before. Returns whether anything had to be changed for
     /// that; the error says what failed.
     fn sync(&mut self, entries: &Entries) -> Result<bool, String>;
@@ -50,7 +57,8 @@ pub fn wanted(state: &ServiceState, pod: &[IpAddr]) -> Entries {
 /// What is redirected now.
 pub struct Interception {
     redirect: Option<Box<dyn Redirect>>,
-    applied: Entries,
+    /// What shall be redirected, and is unless there is an error.
+    entries: Entries,
     error: Option<String>,
     draining: Draining,
     draining_failed: bool,
@@ -64,7 +72,7 @@ impl Interception {
         metrics.redirect_enabled.set(redirect.is_some().into());
         Self {
             redirect,
-            applied: Entries::new(),
+            entries: Entries::new(),
             error: None,
             detached: None,
             draining: Draining::default(),
@@ -73,30 +81,39 @@ impl Interception {
         }
     }
 
-    /// Redirects these and no others. With `repair` the map is written even if it should hold them already.
-    pub fn set(&mut self, entries: Entries, repair: bool) {
-        let Some(redirect) = &mut self.redirect else { return };
-        if !repair && self.error.is_none() && entries == self.applied {
-            return;
+    /// Redirects otherwise than before, as `changes` say. With `repair`, and after an error, the whole map is compared, even if it
+    /// should be right already. Returns whether it failed and did not before, or the other way round: what else is redirected
+    /// is another then, too.
+    pub fn update(&mut self, changes: &Changes, repair: bool) -> bool {
+        let Some(redirect) = &mut self.redirect else { return false };
+        if changes.is_empty() && !repair && self.error.is_none() {
+            return false;
         }
-        match redirect.sync(&entries) {
-            Ok(changed) => {
-                if changed && self.error.is_none() && entries == self.applied {
-                    tracing::warn!("the map of redirected addresses was changed by somebody else, and is repaired");
-                    self.metrics.repairs("map").inc();
-                }
-                self.applied = entries;
-                self.error = None;
+        for (from, to) in changes {
+            match to {
+                Some(to) => self.entries.insert(*from, *to),
+                None => self.entries.remove(from),
+            };
+        }
+        let whole = repair || self.error.is_some();
+        let result = if whole { redirect.sync(&self.entries) } else { redirect.change(changes).map(|()| false) };
+        let was = self.error.take();
+        match result {
+            Ok(true) if was.is_none() && changes.is_empty() => {
+                tracing::warn!("the map of redirected addresses was changed by somebody else, and is repaired");
+                self.metrics.repairs("map").inc();
             }
+            Ok(_) => {}
             Err(error) => {
-                if self.error.as_ref() != Some(&error) {
+                if was.as_ref() != Some(&error) {
                     tracing::error!(error, "cannot redirect connections; EndpointSlices still bring them");
                 }
-                self.applied.clear();
                 self.error = Some(error);
             }
         }
-        self.metrics.redirect_entries.set(i64::try_from(self.applied.len()).unwrap_or(i64::MAX));
+        let redirected = if self.error.is_some() { 0 } else { self.entries.len() };
+        self.metrics.redirect_entries.set(i64::try_from(redirected).unwrap_or(i64::MAX));
+        self.error != was
     }
 
     /// Redirects the addresses of these ending pods and of no others. Nothing depends on it but clients with an outdated list
@@ -143,8 +160,10 @@ impl Interception {
     /// Whether all of `wanted` is redirected; not when nothing is wanted.
     pub fn covers(&self, wanted: &Entries) -> bool {
         !wanted.is_empty()
+            && self.redirect.is_some()
             && self.detached.is_none()
-            && wanted.iter().all(|(from, to)| self.applied.get(from) == Some(to))
+            && self.error.is_none()
+            && wanted.iter().all(|(from, to)| self.entries.get(from) == Some(to))
     }
 
     /// Why connections are not redirected, if they should be.
@@ -154,7 +173,8 @@ impl Interception {
 
     /// Redirects nothing from now on, for good.
     pub fn stop(&mut self) {
-        self.set(Entries::new(), true);
+        let nothing = self.entries.keys().map(|from| (*from, None)).collect();
+        self.update(&nothing, true);
         self.set_draining(Draining::default(), true);
         self.redirect = None;
         self.metrics.redirect_enabled.set(0);
@@ -172,6 +192,10 @@ mod tests {
     struct Fake(Arc<Mutex<(u32, bool)>>);
 
     impl Redirect for Fake {
+        fn change(&mut self, _changes: &Changes) -> Result<(), String> {
+            self.sync(&Entries::new()).map(drop)
+        }
+
         fn sync(&mut self, _entries: &Entries) -> Result<bool, String> {
             let mut fake = self.0.lock().unwrap();
             fake.0 += 1;
@@ -193,6 +217,10 @@ mod tests {
 
     fn entries() -> Entries {
         wanted(&service_state("a", 1, 20_000), &addresses(&["10.244.0.3"]))
+    }
+
+    fn changes() -> Changes {
+        entries().into_iter().map(|(from, to)| (from, Some(to))).collect()
     }
 
     /// Keeps out B33: IPv4 alone.
@@ -219,10 +247,10 @@ mod tests {
     fn the_map_is_written_when_it_changes_or_for_repair() {
         let fake = Fake::default();
         let mut interception = Interception::new(Some(Box::new(fake.clone())), Metrics::new(&Registry::new()).unwrap());
-        interception.set(entries(), false);
-        interception.set(entries(), false);
+        interception.update(&changes(), false);
+        interception.update(&Changes::new(), false);
         assert_eq!(fake.0.lock().unwrap().0, 1);
-        interception.set(entries(), true);
+        interception.update(&Changes::new(), true);
         assert_eq!(fake.0.lock().unwrap().0, 2);
         assert!(interception.covers(&entries()));
         interception.stop();
@@ -249,7 +277,7 @@ mod tests {
     fn nothing_is_redirected_while_programs_cannot_be_attached() {
         let fake = Fake::default();
         let mut interception = Interception::new(Some(Box::new(fake.clone())), Metrics::new(&Registry::new()).unwrap());
-        interception.set(entries(), false);
+        interception.update(&changes(), false);
         assert!(!interception.check());
         fake.0.lock().unwrap().1 = true;
         assert!(interception.check(), "news");
@@ -265,11 +293,12 @@ mod tests {
         let fake = Fake::default();
         fake.0.lock().unwrap().1 = true;
         let mut interception = Interception::new(Some(Box::new(fake.clone())), Metrics::new(&Registry::new()).unwrap());
-        interception.set(entries(), false);
+        assert!(interception.update(&changes(), false), "all are redirected no more");
+        assert!(!interception.update(&Changes::new(), false), "as before");
         assert_eq!(interception.error(), Some("full"));
         assert!(!interception.covers(&entries()));
         fake.0.lock().unwrap().1 = false;
-        interception.set(entries(), false);
+        assert!(interception.update(&Changes::new(), false), "all are redirected again");
         assert_eq!((interception.error(), interception.covers(&entries())), (None, true));
     }
 }

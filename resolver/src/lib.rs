@@ -13,6 +13,7 @@ pub mod app;
 pub mod balance;
 pub mod breaker;
 pub mod capacity;
+pub mod claims;
 pub mod config;
 pub mod connection;
 pub mod directory;

@@ -11,7 +11,7 @@ use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::CgroupSockAddr;
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
@@ -24,7 +24,7 @@ use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
 
 use crate::draining::Draining;
-use crate::interception::{Entries, Redirect};
+use crate::interception::{Changes, Entries, Redirect};
 
 use filter::{Filter, Part};
 use link::{Hook, Link};
@@ -204,7 +204,7 @@ impl Redirector {
 fn make_equal<K, V>(
     map: &mut HashMap<MapData, K, V>,
     wanted: &std::collections::HashMap<K, V>,
-) -> Result<bool, aya::maps::MapError>
+) -> Result<bool, MapError>
 where
     K: aya::Pod + Eq + std::hash::Hash,
     V: aya::Pod + PartialEq,
@@ -224,6 +224,24 @@ fn endpoints(entries: &Entries) -> std::collections::HashMap<Endpoint, Endpoint>
 }
 
 impl Redirect for Redirector {
+    fn change(&mut self, changes: &Changes) -> Result<(), String> {
+        let kept = changes.iter().filter(|(_, to)| to.is_some()).map(|(from, _)| Endpoint::from(*from));
+        // Bits of those that go stay until the whole map is compared: they cost a look-up, and no look at the others.
+        self.filter.add(Part::Redirects, &kept.collect::<Vec<_>>());
+        for (from, to) in changes {
+            let from = Endpoint::from(*from);
+            let result = match to {
+                Some(to) => self.redirects.insert(from, Endpoint::from(*to), 0),
+                None => match self.redirects.remove(&from) {
+                    Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+                    removed => removed,
+                },
+            };
+            result.map_err(|error| format!("cannot change the map of redirected addresses: {}", chain(&error)))?;
+        }
+        Ok(())
+    }
+
     fn sync(&mut self, entries: &Entries) -> Result<bool, String> {
         let wanted = endpoints(entries);
         self.filter.widen(wanted.keys());

@@ -17,11 +17,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::capacity::Capacity;
+use crate::claims::Claims;
 use crate::connection::Context;
 use crate::directory::{Directory, Speaker};
-use crate::draining::{Draining, Named};
+use crate::draining::Named;
 use crate::fallback::{self, Patience, Phase};
-use crate::interception::{self, Entries, Interception};
+use crate::interception::{self, Changes, Interception};
 use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::readiness::Asker;
@@ -83,6 +84,8 @@ struct Live {
     asking: Option<AbortOnDropHandle<()>>,
     error: Option<String>,
     probes: Option<Arc<ProbeRules>>,
+    /// The state by which addresses are redirected; none while a listener is missing.
+    redirected: Option<Arc<ServiceState>>,
 }
 
 /// What the supervisor is made of.
@@ -118,6 +121,7 @@ pub struct Supervisor {
     parts: Parts,
     directory: Directory,
     live: BTreeMap<String, Live>,
+    claims: Claims,
     draining: Named,
     tracker: Tracker,
     /// Why connections to pods are not followed at the moment.
@@ -135,6 +139,7 @@ impl Supervisor {
             lapse: None,
             directory: Directory::default(),
             live: BTreeMap::new(),
+            claims: Claims::default(),
             draining: Named::default(),
             phase: Phase::Informed,
         }
@@ -191,11 +196,15 @@ impl Supervisor {
         self.live.iter().filter(|(_, live)| live.error.is_some()).map(|(uid, _)| uid.clone()).collect()
     }
 
-    /// Follows the connections to the pods that the states name.
-    fn follow(&mut self) {
+    /// Follows the connections to the pods that the states of these name.
+    fn follow(&mut self, touched: &BTreeSet<String>) {
         let now = Instant::now();
-        self.tracker.update(self.directory.services().values().map(|state| &**state), now);
-        if let Ok(track) = &mut self.parts.track {
+        let states = self.directory.services();
+        let changed = touched.iter().map(|uid| (uid.as_str(), states.get(uid).map(|state| &**state)));
+        let concerns = self.tracker.update(changed, now);
+        if let Ok(track) = &mut self.parts.track
+            && concerns
+        {
             track.sync(&self.tracker.wanted(now));
         }
     }
@@ -242,25 +251,34 @@ impl Supervisor {
         }
     }
 
-    /// Makes what `touched` names as the directory says.
+    /// Makes what `touched` names as the directory says. Looks at no other ElastiService, unless something is repaired that all
+    /// have in common.
     fn settle(&mut self, touched: &BTreeSet<String>, repair: bool) {
         if touched.is_empty() && !repair {
             self.ready();
             return;
         }
         // Before anybody is sent to a pod.
-        self.follow();
-        let mut gone = Vec::new();
+        self.follow(touched);
+        let (mut gone, mut changes) = (Vec::new(), Changes::new());
         for uid in touched {
-            match self.directory.services().get(uid) {
-                Some(state) => {
-                    let state = Arc::clone(state);
-                    self.update(uid, state);
-                }
-                None => gone.extend(self.live.remove_entry(uid)),
+            let state = self.directory.services().get(uid).map(Arc::clone);
+            if let Some(state) = state {
+                self.update(uid, state);
+            } else if let Some(live) = self.live.remove(uid) {
+                gone.push((uid, live));
             }
         }
-        self.parts.interception.set(self.redirects(), repair);
+        for (uid, live) in &gone {
+            self.redirect(uid, live.redirected.as_deref(), None, &mut changes);
+        }
+        for uid in touched {
+            let wanted = self.wanted(uid);
+            let Some(live) = self.live.get_mut(uid) else { continue };
+            let before = std::mem::replace(&mut live.redirected, wanted.clone());
+            self.redirect(uid, before.as_deref(), wanted.as_ref(), &mut changes);
+        }
+        let all = self.parts.interception.update(&changes, repair) || repair;
         self.redirect_draining(repair);
         for uid in touched {
             if let Some(live) = self.live.get_mut(uid) {
@@ -271,11 +289,21 @@ impl Supervisor {
         for (uid, live) in gone {
             drop(live.listeners);
             live.service.remove();
-            self.parts.board.remove(&uid);
+            self.parts.board.remove(uid);
             tracing::info!(namespace = live.state.namespace, service = live.state.service, "removed");
         }
-        self.parts.board.acknowledge(self.live.iter().map(|(uid, live)| (uid.clone(), self.ack(live))));
+        let concerned = self.claims.claimants(&changes);
+        if all {
+            self.acknowledge(self.live.keys().map(String::as_str));
+        } else {
+            self.acknowledge(touched.iter().map(String::as_str).chain(concerned.iter().map(|uid| &**uid)));
+        }
         self.ready();
+    }
+
+    fn acknowledge<'a>(&self, uids: impl Iterator<Item = &'a str>) {
+        let acks = uids.filter_map(|uid| self.live.get(uid).map(|live| (uid.to_owned(), self.ack(live))));
+        self.parts.board.acknowledge(acks);
     }
 
     fn ready(&self) {
@@ -292,7 +320,15 @@ impl Supervisor {
             let service = Arc::new(service);
             board.add(uid, Arc::clone(&service));
             let listeners = BTreeMap::new();
-            Live { service, state: Arc::clone(&state), listeners, asking: None, error: None, probes: None }
+            Live {
+                service,
+                state: Arc::clone(&state),
+                listeners,
+                asking: None,
+                error: None,
+                probes: None,
+                redirected: None,
+            }
         });
         if live.state.mode != state.mode || live.state.revision != state.revision {
             let (namespace, service, mode) = (&state.namespace, &state.service, state.mode.as_str());
@@ -325,20 +361,29 @@ impl Supervisor {
         }
     }
 
-    /// What is to be redirected: only what is listened for, and nothing when the operators have been silent for long.
-    fn redirects(&self) -> Entries {
-        if self.phase == Phase::Abandoned || self.parts.board.leaving() {
-            return Entries::new();
-        }
-        let listening = self.live.values().filter(|live| live.error.is_none());
-        listening.flat_map(|live| interception::wanted(&live.state, &self.parts.pod)).collect()
+    /// The state by which addresses are redirected: only what is listened for, and nothing when the operators have been silent
+    /// for long.
+    fn wanted(&self, uid: &str) -> Option<Arc<ServiceState>> {
+        let redirects = self.phase != Phase::Abandoned && !self.parts.board.leaving();
+        let live = self.live.get(uid).filter(|live| redirects && live.error.is_none());
+        live.map(|live| Arc::clone(&live.state))
+    }
+
+    /// Notes what is to be redirected for this ElastiService from now on.
+    fn redirect(
+        &mut self,
+        uid: &str,
+        was: Option<&ServiceState>,
+        is: Option<&Arc<ServiceState>>,
+        changes: &mut Changes,
+    ) {
+        let wanted = is.map(|state| interception::wanted(state, &self.parts.pod)).unwrap_or_default();
+        self.claims.set(uid, wanted, changes);
+        self.draining.replace(was, is, Instant::now());
     }
 
     fn redirect_draining(&mut self, repair: bool) {
-        let redirects = self.phase != Phase::Abandoned && !self.parts.board.leaving();
-        let listening = self.live.values().filter(|live| redirects && live.error.is_none());
-        let states: Vec<&ServiceState> = listening.map(|live| &*live.state).collect();
-        let draining: Draining = self.draining.current(&states, &self.parts.pod, Instant::now());
+        let draining = self.draining.current(&self.parts.pod, Instant::now());
         self.parts.interception.set_draining(draining, repair);
     }
 

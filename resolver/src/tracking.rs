@@ -84,9 +84,18 @@ pub struct Tracker {
     settled: Instant,
     services: BTreeMap<String, Service>,
     endpoints: BTreeMap<SocketAddr, Endpoint>,
+    /// What ElastiServices say of each address, by UID.
+    told: BTreeMap<SocketAddr, BTreeMap<String, Told>>,
 }
 
 #[derive(Debug)]
+struct Told {
+    pod: String,
+    ready: bool,
+    ignored: Arc<BTreeSet<Cidr>>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
 struct Service {
     /// When it was last active.
     last: Instant,
@@ -95,7 +104,7 @@ struct Service {
     endpoints: BTreeSet<SocketAddr>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq)]
 struct Endpoint {
     since: Instant,
     /// It may have connections that nobody has followed.
@@ -111,7 +120,13 @@ struct Endpoint {
 impl Tracker {
     /// Follows nothing yet. `node` is the name of this node.
     pub fn new(node: String, now: Instant) -> Self {
-        Self { node, settled: now + SETTLING, services: BTreeMap::new(), endpoints: BTreeMap::new() }
+        Self {
+            node,
+            settled: now + SETTLING,
+            services: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            told: BTreeMap::new(),
+        }
     }
 
     /// Changes may have been missed until now: the operators were silent.
@@ -125,43 +140,68 @@ impl Tracker {
         self.services.values_mut().for_each(|service| service.last = now);
     }
 
-    /// Takes in what the operators say.
-    pub fn update<'a>(&mut self, states: impl IntoIterator<Item = &'a ServiceState>, now: Instant) {
-        let before = std::mem::take(&mut self.endpoints);
-        let mut services = BTreeMap::new();
-        for state in states {
-            let Some(tracking) = &state.tracking else { continue };
-            let known = self.services.get(&state.uid);
-            let mut service = Service {
-                last: known.map_or(now, |known| known.last),
-                interval: tracking.report_interval,
-                endpoints: BTreeSet::new(),
-            };
+    /// Takes in what the operators say now of these ElastiServices, by UID: nothing of those that are gone. Returns whether that
+    /// concerns any address.
+    pub fn update<'a>(
+        &mut self,
+        changed: impl IntoIterator<Item = (&'a str, Option<&'a ServiceState>)>,
+        now: Instant,
+    ) -> bool {
+        let (mut new, mut concerned) = (BTreeSet::new(), BTreeSet::new());
+        for (uid, state) in changed {
+            let known = self.services.remove(uid);
+            for address in known.iter().flat_map(|known| &known.endpoints) {
+                concerned.insert(*address);
+                if let Some(told) = self.told.get_mut(address) {
+                    told.remove(uid);
+                }
+            }
+            let Some(tracking) = state.and_then(|state| state.tracking.as_ref()) else { continue };
+            if known.is_none() {
+                new.insert(uid);
+            }
+            let last = known.map_or(now, |known| known.last);
+            let mut service = Service { last, interval: tracking.report_interval, endpoints: BTreeSet::new() };
             let ignored: Arc<BTreeSet<Cidr>> = Arc::new(tracking.ignore_sources.iter().copied().collect());
             let here = tracking.nodes.iter().filter(|node| node.node == self.node);
-            for told in here.flat_map(|node| &node.endpoints) {
-                service.endpoints.insert(told.address);
-                if let Some(shared) = self.endpoints.get_mut(&told.address) {
-                    // Of two ElastiServices with the same pods, only what both ignore.
-                    shared.ignored = Arc::new(shared.ignored.intersection(&ignored).copied().collect());
-                    shared.old |= known.is_none();
-                    continue;
-                }
-                let before = before.get(&told.address).filter(|before| before.pod == told.pod);
-                let endpoint = Endpoint {
-                    since: before.map_or(now, |before| before.since),
-                    old: before.map_or(known.is_none() || now < self.settled, |before| before.old),
-                    first_ready: before.map_or(told.ready, |before| before.first_ready),
-                    ready: told.ready,
-                    pod: told.pod.clone(),
-                    ignored: Arc::clone(&ignored),
-                    dialled: before.and_then(|before| before.dialled),
-                };
-                self.endpoints.insert(told.address, endpoint);
+            for endpoint in here.flat_map(|node| &node.endpoints) {
+                service.endpoints.insert(endpoint.address);
+                concerned.insert(endpoint.address);
+                let told = Told { pod: endpoint.pod.clone(), ready: endpoint.ready, ignored: Arc::clone(&ignored) };
+                self.told.entry(endpoint.address).or_default().entry(uid.to_owned()).or_insert(told);
             }
-            services.insert(state.uid.clone(), service);
+            self.services.insert(uid.to_owned(), service);
         }
-        self.services = services;
+        for address in &concerned {
+            self.review(*address, &new, now);
+        }
+        !concerned.is_empty()
+    }
+
+    /// Follows this address as those say who name it now.
+    fn review(&mut self, address: SocketAddr, new: &BTreeSet<&str>, now: Instant) {
+        let before = self.endpoints.remove(&address);
+        let mut tellers = self.told.get(&address).into_iter().flatten();
+        let Some((uid, first)) = tellers.next() else {
+            self.told.remove(&address);
+            return;
+        };
+        let before = before.filter(|before| before.pod == first.pod);
+        let mut endpoint = Endpoint {
+            since: before.as_ref().map_or(now, |before| before.since),
+            old: before.as_ref().map_or(new.contains(uid.as_str()) || now < self.settled, |before| before.old),
+            first_ready: before.as_ref().map_or(first.ready, |before| before.first_ready),
+            ready: first.ready,
+            pod: first.pod.clone(),
+            ignored: Arc::clone(&first.ignored),
+            dialled: before.and_then(|before| before.dialled),
+        };
+        for (uid, other) in tellers {
+            // Of two ElastiServices with the same pods, only what both ignore.
+            endpoint.ignored = Arc::new(endpoint.ignored.intersection(&other.ignored).copied().collect());
+            endpoint.old |= new.contains(uid.as_str());
+        }
+        self.endpoints.insert(address, endpoint);
     }
 
     /// What to follow.

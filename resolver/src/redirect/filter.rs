@@ -64,6 +64,13 @@ impl Filter {
         }
     }
 
+    /// The map of this part is about to hold these too.
+    pub(super) fn add(&self, part: Part, endpoints: &[Endpoint]) {
+        self.widen(endpoints);
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.places[part as usize].extend(endpoints.iter().map(Endpoint::place));
+    }
+
     /// The map of this part holds these and nothing else. The memory itself is compared, not a memory of it: somebody else may
     /// have changed it.
     pub(super) fn narrow<'a>(&self, part: Part, endpoints: impl IntoIterator<Item = &'a Endpoint>) {

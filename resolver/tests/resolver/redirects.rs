@@ -7,7 +7,7 @@ use elasti_api::message::{Mode, OperatorMessage, ResolverMessage, ServiceState};
 use elasti_resolver::app::Redirection;
 use elasti_resolver::draining::Draining;
 use elasti_resolver::fallback::Patience;
-use elasti_resolver::interception::{Entries, Redirect};
+use elasti_resolver::interception::{Changes, Entries, Redirect};
 use tokio::sync::watch;
 
 use crate::operator::Operator;
@@ -17,6 +17,17 @@ use crate::world::{DEADLINE, World, free_port, state};
 struct Fake(watch::Sender<(Entries, bool)>, watch::Sender<Draining>);
 
 impl Redirect for Fake {
+    fn change(&mut self, changes: &Changes) -> Result<(), String> {
+        let mut entries = self.0.borrow().0.clone();
+        for (from, to) in changes {
+            match to {
+                Some(to) => entries.insert(*from, *to),
+                None => entries.remove(from),
+            };
+        }
+        self.sync(&entries).map(drop)
+    }
+
     fn sync(&mut self, entries: &Entries) -> Result<bool, String> {
         let listening = entries.values().all(|to| std::net::TcpStream::connect(to).is_ok());
         let changed = self.0.send_if_modified(|old| {

@@ -103,16 +103,20 @@ pub fn scaled_object(sandbox: &Sandbox, kind: &str, name: &str) {
         // kubectl finds a new kind once discovery tells of it.
         until("ScaledObjects are served", || try_kubectl(&["get", "scaledobjects"], None).ok());
     });
-    sandbox.apply(wants_one("target-scaled-object", kind, name));
+    sandbox.apply(wants_one("target-scaled-object", kind, name, LOOKS));
 }
 
-/// A `ScaledObject` that wants one replica at least, at all times, and looks every second.
-pub fn wants_one(name: &str, kind: &str, target: &str) -> Value {
+/// Seconds between two looks of KEDA, longer than any case takes: whatever is scaled to zero by hand and not by us, it starts at
+/// its next look, as it should. KubeElasti's cases count on being faster than its 30 s.
+const LOOKS: u32 = 3600;
+
+/// A `ScaledObject` that wants one replica at least, at all times, and looks every so many seconds.
+pub fn wants_one(name: &str, kind: &str, target: &str, looks: u32) -> Value {
     json!({
         "apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": {"name": name},
         "spec": {
             "scaleTargetRef": {"kind": kind, "name": target}, "minReplicaCount": 1, "maxReplicaCount": 5,
-            "pollingInterval": 1,
+            "pollingInterval": looks,
             "triggers": [{"type": "cron", "metadata": {
                 "timezone": "UTC", "start": "0 0 1 1 *", "end": "59 23 31 12 *", "desiredReplicas": "1",
             }}],

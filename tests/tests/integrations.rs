@@ -32,7 +32,7 @@ fn keda_leaves_a_sleeping_target_at_zero_and_scales_it_once_it_is_awake() {
     let (sandbox, mut target) = (Sandbox::new("keda"), Target::nginx("web"));
     target.spec = json!({"autoscaler": {"type": "keda", "name": "web"}});
     sandbox.target(&target);
-    sandbox.apply(wants_one("web", "Deployment", "web"));
+    sandbox.apply(wants_one("web", "Deployment", "web", 1));
     scaled_object_is(&sandbox, "Ready", "True");
 
     let idle = json!({"spec": {"cooldownPeriod": 1, "triggers": [sandbox.idle_trigger()]}});
@@ -61,7 +61,7 @@ fn a_users_own_pause_of_keda_outlives_sleep_and_wake() {
     let (sandbox, mut target) = (Sandbox::new("keda-user"), Target::nginx("web"));
     target.spec = json!({"autoscaler": {"type": "keda", "name": "web"}});
     sandbox.target(&target);
-    let mut scaled = wants_one("web", "Deployment", "web");
+    let mut scaled = wants_one("web", "Deployment", "web", 1);
     scaled["metadata"]["annotations"] = json!({PAUSED: "true"});
     sandbox.apply(scaled);
     scaled_object_is(&sandbox, "Paused", "True");

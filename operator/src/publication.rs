@@ -4,11 +4,12 @@
 //! changes. So a slow stream costs no memory, skips states that are outdated before they are sent, and each state is
 //! encoded once, however many resolvers there are. Written by the controller, read by [`crate::elastiserver`]. No I/O.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use elasti_api::message::{OperatorMessage, ServiceState, encode};
+use elasti_api::message::{Asked, OperatorMessage, ServiceState, encode};
+use elasti_api::summary::{PARTS, Summary, fingerprint, part};
 use tokio::sync::watch;
 
 use crate::pods::PODS;
@@ -51,20 +52,44 @@ struct Speaker {
     epoch: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Log {
     latest: u64,
     entries: BTreeMap<u64, Entry>,
     /// Where the entry of each ElastiService is, by UID; removed ones are not here.
     positions: HashMap<String, u64>,
+    /// What the entries are that are not removed.
+    summary: Summary,
+    /// And which they are, by part.
+    parts: Vec<BTreeSet<String>>,
+    /// The end of a whole snapshot, and up to where it is one.
+    end: Option<(u64, Bytes)>,
     removals: VecDeque<u64>,
     /// Position of the newest removal that has been dropped.
     dropped: u64,
 }
 
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            latest: 0,
+            entries: BTreeMap::new(),
+            positions: HashMap::new(),
+            summary: Summary::default(),
+            parts: vec![BTreeSet::new(); PARTS],
+            end: None,
+            removals: VecDeque::new(),
+            dropped: 0,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
     uid: String,
+    part: u16,
+    /// Of the line.
+    fingerprint: u64,
     /// `None` once removed.
     state: Option<ServiceState>,
     line: Bytes,
@@ -108,15 +133,19 @@ impl Publication {
         if told == Some(&state) {
             return;
         }
-        let line = match encode(&OperatorMessage::Service(Box::new(state.clone()))) {
+        let line: Bytes = match encode(&OperatorMessage::Service(Box::new(state.clone()))) {
             Ok(line) => line.into(),
             Err(error) => {
                 tracing::error!(uid = state.uid, %error, "a state cannot be encoded and is not told to resolvers");
                 return;
             }
         };
-        let uid = state.uid.clone();
-        let at = log.append(Entry { uid: uid.clone(), state: Some(state), line });
+        let (uid, part, fingerprint) = (state.uid.clone(), part(&state.uid), fingerprint(&line));
+        let at = log.append(Entry { uid: uid.clone(), part, fingerprint, state: Some(state), line });
+        log.summary.add(part, fingerprint);
+        if let Some(uids) = log.parts.get_mut(usize::from(part)) {
+            uids.insert(uid.clone());
+        }
         log.positions.insert(uid, at);
         drop(log);
         self.status.send_modify(|status| status.latest = at);
@@ -129,7 +158,11 @@ impl Publication {
         if !log.positions.contains_key(uid) {
             return;
         }
-        let at = log.append(Entry { uid: uid.to_owned(), state: None, line: line.into() });
+        let part = part(uid);
+        let at = log.append(Entry { uid: uid.to_owned(), part, fingerprint: 0, state: None, line: line.into() });
+        if let Some(uids) = log.parts.get_mut(usize::from(part)) {
+            uids.remove(uid);
+        }
         log.positions.remove(uid);
         log.removals.push_back(at);
         if log.removals.len() > REMOVALS
@@ -158,7 +191,19 @@ impl Publication {
         let mut status = self.status.subscribe();
         let speaker = status.wait_for(|status| status.synced).await.map_err(|_| FeedError::Ended)?.speaker;
         let start = self.log().dropped;
-        Ok(Feed { publication: self, status, place: 0, start, speaker, greeted: false, snapshot_due: true })
+        let known = Known::default();
+        Ok(Feed { publication: self, status, place: 0, start, known, speaker, greeted: false, snapshot_due: true })
+    }
+
+    /// What the states of a part ask, by UID, if `summary` is theirs; `None` if other ones hold.
+    pub fn asked(&self, part: u16, summary: u64) -> Option<Vec<(String, Asked)>> {
+        let log = self.log();
+        if log.summary.of(part) != summary {
+            return None;
+        }
+        let uids = log.parts.get(usize::from(part))?;
+        let state = |uid: &String| log.entries.get(log.positions.get(uid)?)?.state.as_ref();
+        Some(uids.iter().filter_map(|uid| Some((uid.clone(), state(uid)?.asks()))).collect())
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
@@ -170,12 +215,25 @@ impl Publication {
 impl Log {
     /// Adds the newest entry of an ElastiService and drops its old one.
     fn append(&mut self, entry: Entry) -> u64 {
-        if let Some(old) = self.positions.get(&entry.uid) {
-            self.entries.remove(old);
+        if let Some(old) = self.positions.get(&entry.uid).and_then(|old| self.entries.remove(old)) {
+            self.summary.remove(old.part, old.fingerprint);
         }
         self.latest += 1;
         self.entries.insert(self.latest, entry);
         self.latest
+    }
+
+    /// The line that ends a snapshot of all, made once for all streams.
+    fn end(&mut self) -> Result<Bytes, FeedError> {
+        if let Some((latest, line)) = &self.end
+            && *latest == self.latest
+        {
+            return Ok(line.clone());
+        }
+        let uids = self.parts.iter().flatten().cloned().collect();
+        let line: Bytes = encode(&OperatorMessage::SnapshotEnd { uids, unchanged: vec![] })?.into();
+        self.end = Some((self.latest, line.clone()));
+        Ok(line)
     }
 }
 
@@ -200,13 +258,40 @@ pub struct Feed {
     place: u64,
     /// Removals up to here were dropped before the feed began; its snapshot does without them.
     start: u64,
+    /// What its snapshot does without.
+    known: Known,
     /// What the resolver has been told of this replica.
     speaker: Speaker,
     greeted: bool,
     snapshot_due: bool,
 }
 
+/// What a resolver knew already when it connected.
+#[derive(Debug, Default)]
+struct Known {
+    /// Up to this position.
+    place: u64,
+    /// In these parts; none of an empty set.
+    parts: BTreeSet<u16>,
+}
+
+impl Known {
+    fn has(&self, place: u64, entry: &Entry) -> bool {
+        place <= self.place && self.parts.contains(&entry.part)
+    }
+}
+
 impl Feed {
+    /// The resolver has said that it knows these states: where they are what holds, the snapshot does without. To be called before
+    /// the first line is taken.
+    pub fn resume(&mut self, known: &Summary) {
+        let log = self.publication.log();
+        self.known = Known { place: log.latest, parts: log.summary.same(known).collect() };
+        if self.known.parts.len() == PARTS {
+            self.place = log.latest;
+        }
+    }
+
     /// The next line; waits for one. Cancel safe: a line is either returned or still to come.
     pub async fn next(&mut self) -> Result<Line, FeedError> {
         loop {
@@ -238,26 +323,31 @@ impl Feed {
             self.greeted = true;
             let Speaker { leader, epoch } = self.speaker;
             let replica = self.publication.replica.clone();
-            return line(&OperatorMessage::Hello { replica, leader, epoch }).map(Some);
+            return line(&OperatorMessage::Hello { replica, leader, epoch, summaries: true }).map(Some);
         }
         if speaker != self.speaker {
             return Ok(Some(Line { bytes: self.heartbeat()?, removed: None }));
         }
-        let log = self.publication.log();
+        let mut log = self.publication.log();
         if log.dropped > self.place.max(self.start) {
             return Err(FeedError::Behind);
         }
-        if let Some((place, entry)) = log.entries.range(self.place + 1..).next() {
+        let mut behind = log.entries.range(self.place + 1..);
+        if let Some((place, entry)) = behind.find(|(place, entry)| !self.known.has(**place, entry)) {
             self.place = *place;
             let removed = entry.state.is_none().then(|| entry.uid.clone());
             return Ok(Some(Line { bytes: entry.line.clone(), removed }));
         }
+        self.place = log.latest;
         if self.snapshot_due {
-            let mut uids: Vec<String> = log.positions.keys().cloned().collect();
-            uids.sort_unstable();
-            drop(log);
             self.snapshot_due = false;
-            return line(&OperatorMessage::SnapshotEnd { uids }).map(Some);
+            let unchanged: Vec<u16> = std::mem::take(&mut self.known.parts).into_iter().collect();
+            if unchanged.is_empty() {
+                return Ok(Some(Line { bytes: log.end()?, removed: None }));
+            }
+            let parts = (0..).zip(&log.parts).filter(|(part, _)| unchanged.binary_search(part).is_err());
+            let uids = parts.flat_map(|(_, uids)| uids).cloned().collect();
+            return line(&OperatorMessage::SnapshotEnd { uids, unchanged }).map(Some);
         }
         Ok(None)
     }

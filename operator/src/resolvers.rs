@@ -19,6 +19,9 @@ mod statements;
 /// Changes that a receiver may lag behind before it is told to look at everything instead.
 const BACKLOG: usize = 1024;
 
+/// Changes of so many ElastiServices at once are told as one: they fill a good part of [`BACKLOG`].
+const MANY: usize = BACKLOG / 16;
+
 /// ElastiServices that one resolver may speak of: each has an interception port, so there cannot be more.
 const SERVICES_MAX: usize = (INTERCEPTION_PORT_MAX - INTERCEPTION_PORT_MIN) as usize + 1;
 
@@ -214,6 +217,37 @@ impl Connection {
         })
     }
 
+    /// The resolver has said at once what it has made of many states.
+    pub fn acknowledged_all(&self, acks: Vec<(String, Ack)>) -> Result<(), TooManyServices> {
+        let changed = self.with(|resolver, said| {
+            let number = resolver.number;
+            let mut changed = Vec::new();
+            for (uid, ack) in acks {
+                if said.spoken_of(number) >= SERVICES_MAX && !said.contains(&uid, number) {
+                    return Err(TooManyServices);
+                }
+                if said.change(&uid, number, |said| said.ack.replace(ack.clone()).as_ref() != Some(&ack)) {
+                    changed.push(uid);
+                }
+            }
+            Ok(changed)
+        });
+        let changed = changed.transpose()?.unwrap_or_default();
+        if changed.len() > MANY {
+            self.resolvers.tell(Change::Members);
+        } else {
+            for uid in changed {
+                self.resolvers.tell(Change::Service(uid));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the resolver redirects connections on its node.
+    pub fn redirects(&self) -> bool {
+        self.with(|resolver, _| resolver.identity.redirect_disabled.is_none()).unwrap_or_default()
+    }
+
     /// The resolver has said what traffic there is.
     pub fn traffic(&self, uid: &str, traffic: Traffic) -> Result<(), TooManyServices> {
         self.said(uid, |said| {
@@ -405,6 +439,20 @@ mod tests {
         }
         assert_eq!(changes.next().await, Change::Members);
         assert_eq!(changes.next().await, Change::Service("u".into()));
+    }
+
+    #[tokio::test]
+    async fn what_is_said_of_many_at_once_is_told_as_one_change_and_of_few_each() {
+        let resolvers = Resolvers::new();
+        let resolver = resolvers.connect(identity("a", "x"));
+        let mut changes = resolvers.changes();
+        let acks = |count: usize, revision| (0..count).map(|uid| (uid.to_string(), ack(revision))).collect::<Vec<_>>();
+        resolver.acknowledged_all(acks(MANY + 1, 1)).unwrap();
+        assert_eq!(changes.next().await, Change::Members);
+        resolver.acknowledged_all(acks(MANY + 1, 1)).unwrap();
+        resolver.acknowledged_all(acks(1, 2)).unwrap();
+        assert_eq!(changes.next().await, Change::Service("0".into()), "what is no news is not told");
+        assert_eq!(resolvers.observed("7")[0].ack, Some(ack(1)));
     }
 
     #[test]

@@ -3,10 +3,11 @@
 //! Invariants: a state never gives way to one of a lower revision; a removed UID does not come back; what one replica
 //! does not know is removed only on the word of the leader; nothing is removed because a stream broke.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use elasti_api::message::{OperatorMessage, ServiceState};
+use elasti_api::summary::{Summary, part};
 
 /// How many removed UIDs are remembered. A replica whose watch lags may repeat a removed ElastiService; within its lag,
 /// seconds as a rule, far fewer are removed.
@@ -25,7 +26,12 @@ pub struct Speaker {
 #[derive(Debug, Default)]
 pub struct Directory {
     services: BTreeMap<String, Arc<ServiceState>>,
+    /// Of the lines by which the states came, by UID.
+    fingerprints: HashMap<String, u64>,
+    summary: Summary,
+    /// In the order of their removal.
     removed: VecDeque<String>,
+    is_removed: HashSet<String>,
     epoch: u64,
     synced: bool,
 }
@@ -36,24 +42,36 @@ impl Directory {
         &self.services
     }
 
+    /// The fingerprint of the line by which this state came.
+    pub fn fingerprint(&self, uid: &str) -> Option<u64> {
+        self.fingerprints.get(uid).copied()
+    }
+
+    /// Of all states.
+    pub fn summary(&self) -> &Summary {
+        &self.summary
+    }
+
     /// Whether any replica has completed a snapshot.
     pub fn synced(&self) -> bool {
         self.synced
     }
 
-    /// Takes a message in. Returns the UIDs whose state is another one now, or gone.
-    pub fn apply(&mut self, from: Speaker, message: OperatorMessage) -> BTreeSet<String> {
+    /// Takes a message in, and the fingerprint of its line. Returns the UIDs whose state is another one now, or gone.
+    pub fn apply(&mut self, from: Speaker, message: OperatorMessage, fingerprint: u64) -> BTreeSet<String> {
         match message {
             OperatorMessage::Hello { epoch, .. } | OperatorMessage::Heartbeat { epoch, .. } => {
                 self.epoch = self.epoch.max(epoch);
                 BTreeSet::new()
             }
-            OperatorMessage::Service(state) => self.set(*state),
+            // For streams.
+            OperatorMessage::Unclear { .. } => BTreeSet::new(),
+            OperatorMessage::Service(state) => self.set(*state, fingerprint),
             OperatorMessage::Remove { uid } => self.remove(uid),
-            OperatorMessage::SnapshotEnd { uids } => {
+            OperatorMessage::SnapshotEnd { uids, unchanged } => {
                 self.synced = true;
                 if from.leader && from.epoch >= self.epoch {
-                    self.keep(&uids.into_iter().collect())
+                    self.keep(&uids.into_iter().collect(), &unchanged.into_iter().collect())
                 } else {
                     BTreeSet::new()
                 }
@@ -61,38 +79,65 @@ impl Directory {
         }
     }
 
-    fn set(&mut self, state: ServiceState) -> BTreeSet<String> {
+    fn set(&mut self, state: ServiceState, fingerprint: u64) -> BTreeSet<String> {
         let old = self.services.get(&state.uid);
         let no_news = old.is_some_and(|old| old.revision > state.revision || **old == state);
-        if no_news || self.removed.contains(&state.uid) {
+        if no_news || self.is_removed.contains(&state.uid) {
             return BTreeSet::new();
         }
         let uid = state.uid.clone();
         self.services.insert(uid.clone(), Arc::new(state));
+        self.note(&uid, Some(fingerprint));
         BTreeSet::from([uid])
     }
 
     fn remove(&mut self, uid: String) -> BTreeSet<String> {
         let known = self.services.remove(&uid).is_some();
-        if !self.removed.contains(&uid) {
+        self.note(&uid, None);
+        if self.is_removed.insert(uid.clone()) {
             self.removed.push_back(uid.clone());
             let excess = self.removed.len().saturating_sub(REMEMBERED);
-            self.removed.drain(..excess);
+            for forgotten in self.removed.drain(..excess) {
+                self.is_removed.remove(&forgotten);
+            }
         }
         if known { BTreeSet::from([uid]) } else { BTreeSet::new() }
     }
 
+    /// Keeps those that are named, and the parts that the snapshot was not about.
+    ///
     /// Not remembered as removed: another replica may have told of a new ElastiService that the leader's own cache
     /// does not have yet, and it must be able to come back.
-    fn keep(&mut self, named: &BTreeSet<String>) -> BTreeSet<String> {
-        let gone: BTreeSet<String> = self.services.keys().filter(|uid| !named.contains(*uid)).cloned().collect();
+    fn keep(&mut self, named: &BTreeSet<String>, unchanged: &BTreeSet<u16>) -> BTreeSet<String> {
+        let kept = |uid: &String| named.contains(uid) || (!unchanged.is_empty() && unchanged.contains(&part(uid)));
+        let gone: BTreeSet<String> = self.services.keys().filter(|uid| !kept(uid)).cloned().collect();
         self.services.retain(|uid, _| !gone.contains(uid));
+        for uid in &gone {
+            self.note(uid, None);
+        }
         gone
+    }
+
+    fn note(&mut self, uid: &str, fingerprint: Option<u64>) {
+        let part = part(uid);
+        let before = match fingerprint {
+            Some(fingerprint) => self.fingerprints.insert(uid.to_owned(), fingerprint),
+            None => self.fingerprints.remove(uid),
+        };
+        if let Some(before) = before {
+            self.summary.remove(part, before);
+        }
+        if let Some(fingerprint) = fingerprint {
+            self.summary.add(part, fingerprint);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use elasti_api::message::encode;
+    use elasti_api::summary::fingerprint;
+
     use super::*;
     use crate::testing::service_state;
 
@@ -104,11 +149,23 @@ mod tests {
     }
 
     fn snapshot_end(uids: &[&str]) -> OperatorMessage {
-        OperatorMessage::SnapshotEnd { uids: uids.iter().map(ToString::to_string).collect() }
+        OperatorMessage::SnapshotEnd { uids: uids.iter().map(ToString::to_string).collect(), unchanged: vec![] }
     }
 
     fn remove(uid: &str) -> OperatorMessage {
         OperatorMessage::Remove { uid: uid.into() }
+    }
+
+    fn apply(directory: &mut Directory, from: Speaker, message: OperatorMessage) -> BTreeSet<String> {
+        let of_line = fingerprint(&encode(&message).unwrap());
+        let changed = directory.apply(from, message, of_line);
+        let mut summary = Summary::default();
+        for state in directory.services.values() {
+            let line = encode(&OperatorMessage::Service(Box::new((**state).clone()))).unwrap();
+            summary.add(part(&state.uid), fingerprint(&line));
+        }
+        assert_eq!((directory.summary(), directory.fingerprints.len()), (&summary, directory.services.len()));
+        changed
     }
 
     fn uids(changes: &BTreeSet<String>) -> Vec<&str> {
@@ -122,27 +179,27 @@ mod tests {
     #[test]
     fn the_higher_revision_wins_whoever_says_it() {
         let mut directory = Directory::default();
-        assert_eq!(uids(&directory.apply(LEADER, service("a", 2, 20_000))), ["a"]);
-        assert!(directory.apply(FOLLOWER, service("a", 1, 20_001)).is_empty());
-        assert_eq!(uids(&directory.apply(FOLLOWER, service("a", 3, 20_000))), ["a"]);
+        assert_eq!(uids(&apply(&mut directory, LEADER, service("a", 2, 20_000))), ["a"]);
+        assert!(apply(&mut directory, FOLLOWER, service("a", 1, 20_001)).is_empty());
+        assert_eq!(uids(&apply(&mut directory, FOLLOWER, service("a", 3, 20_000))), ["a"]);
         assert_eq!(known(&directory), [("a", 3)]);
     }
 
     #[test]
     fn of_equal_revisions_the_later_message_holds_and_a_repetition_changes_nothing() {
         let mut directory = Directory::default();
-        directory.apply(LEADER, service("a", 1, 20_000));
-        assert!(directory.apply(LEADER, service("a", 1, 20_000)).is_empty());
-        assert_eq!(uids(&directory.apply(FOLLOWER, service("a", 1, 20_001))), ["a"]);
+        apply(&mut directory, LEADER, service("a", 1, 20_000));
+        assert!(apply(&mut directory, LEADER, service("a", 1, 20_000)).is_empty());
+        assert_eq!(uids(&apply(&mut directory, FOLLOWER, service("a", 1, 20_001))), ["a"]);
     }
 
     #[test]
     fn a_removed_uid_stays_removed() {
         let mut directory = Directory::default();
-        directory.apply(LEADER, service("a", 1, 20_000));
-        assert_eq!(uids(&directory.apply(FOLLOWER, remove("a"))), ["a"]);
-        assert!(directory.apply(LEADER, remove("a")).is_empty());
-        assert!(directory.apply(LEADER, service("a", 9, 20_000)).is_empty());
+        apply(&mut directory, LEADER, service("a", 1, 20_000));
+        assert_eq!(uids(&apply(&mut directory, FOLLOWER, remove("a"))), ["a"]);
+        assert!(apply(&mut directory, LEADER, remove("a")).is_empty());
+        assert!(apply(&mut directory, LEADER, service("a", 9, 20_000)).is_empty());
         assert!(known(&directory).is_empty());
     }
 
@@ -150,30 +207,46 @@ mod tests {
     fn removed_uids_are_remembered_within_bounds() {
         let mut directory = Directory::default();
         for number in 0..REMEMBERED + 10 {
-            directory.apply(LEADER, remove(&number.to_string()));
+            apply(&mut directory, LEADER, remove(&number.to_string()));
         }
         assert_eq!(directory.removed.len(), REMEMBERED);
-        assert!(directory.apply(LEADER, service(&(REMEMBERED + 9).to_string(), 1, 20_000)).is_empty());
+        assert!(apply(&mut directory, LEADER, service(&(REMEMBERED + 9).to_string(), 1, 20_000)).is_empty());
     }
 
     #[test]
     fn only_the_newest_leader_removes_what_its_snapshot_does_not_name() {
         let mut directory = Directory::default();
-        directory.apply(LEADER, OperatorMessage::Hello { replica: "x".into(), leader: true, epoch: 2 });
-        directory.apply(LEADER, service("a", 1, 20_000));
-        directory.apply(LEADER, service("b", 1, 20_001));
-        assert!(directory.apply(FOLLOWER, snapshot_end(&[])).is_empty());
-        assert!(directory.apply(Speaker { leader: true, epoch: 1 }, snapshot_end(&[])).is_empty());
-        assert_eq!(uids(&directory.apply(LEADER, snapshot_end(&["b"]))), ["a"]);
-        assert_eq!(uids(&directory.apply(FOLLOWER, service("a", 1, 20_000))), ["a"], "may come back");
+        apply(
+            &mut directory,
+            LEADER,
+            OperatorMessage::Hello { replica: "x".into(), leader: true, epoch: 2, summaries: true },
+        );
+        apply(&mut directory, LEADER, service("a", 1, 20_000));
+        apply(&mut directory, LEADER, service("b", 1, 20_001));
+        assert!(apply(&mut directory, FOLLOWER, snapshot_end(&[])).is_empty());
+        assert!(apply(&mut directory, Speaker { leader: true, epoch: 1 }, snapshot_end(&[])).is_empty());
+        assert_eq!(uids(&apply(&mut directory, LEADER, snapshot_end(&["b"]))), ["a"]);
+        assert_eq!(uids(&apply(&mut directory, FOLLOWER, service("a", 1, 20_000))), ["a"], "may come back");
+    }
+
+    #[test]
+    fn a_snapshot_removes_nothing_of_the_parts_that_it_is_not_about() {
+        let mut directory = Directory::default();
+        for (port, uid) in (20_000..).zip(["a", "b", "c"]) {
+            apply(&mut directory, LEADER, service(uid, 1, port));
+        }
+        let unchanged = vec![part("a")];
+        assert!(["b", "c"].iter().all(|uid| part(uid) != part("a")));
+        let end = OperatorMessage::SnapshotEnd { uids: vec!["b".into()], unchanged };
+        assert_eq!(uids(&apply(&mut directory, LEADER, end)), ["c"]);
     }
 
     #[test]
     fn the_first_snapshot_makes_it_synced() {
         let mut directory = Directory::default();
-        directory.apply(FOLLOWER, service("a", 1, 20_000));
+        apply(&mut directory, FOLLOWER, service("a", 1, 20_000));
         assert!(!directory.synced());
-        directory.apply(FOLLOWER, snapshot_end(&["a"]));
+        apply(&mut directory, FOLLOWER, snapshot_end(&["a"]));
         assert!(directory.synced());
     }
 }

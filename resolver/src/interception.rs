@@ -81,6 +81,11 @@ impl Interception {
         }
     }
 
+    /// Whether anything can be redirected.
+    pub fn redirects(&self) -> bool {
+        self.redirect.is_some()
+    }
+
     /// Redirects otherwise than before, as `changes` say. With `repair`, and after an error, the whole map is compared, even if it
     /// should be right already. Returns whether it failed and did not before, or the other way round: what else is redirected
     /// is another then, too.

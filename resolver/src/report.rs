@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use elasti_api::message::{ACTIVITY_INTERVAL, ResolverMessage};
+use elasti_api::summary::{Summary, part};
 use tokio::sync::watch;
 
 use crate::service::Service;
@@ -98,7 +99,10 @@ struct Entry {
     service: Arc<Service>,
     /// Where it is in [`Entries::order`].
     position: u64,
+    part: u16,
     ack: Option<Ack>,
+    /// The fingerprint of the state that is in effect, if it is so as the state asks.
+    as_asked: Option<u64>,
     activity: Option<Activity>,
 }
 
@@ -113,6 +117,10 @@ struct Entries {
     numbers: HashMap<String, u64>,
     /// Those with [`Entry::activity`].
     active: BTreeSet<u64>,
+    /// Of all states that have been taken in, in effect or not.
+    known: Summary,
+    /// A whole snapshot has been in effect.
+    settled: bool,
 }
 
 impl Entries {
@@ -178,7 +186,9 @@ impl Board {
         let number = service.news().number;
         let mut entries = self.entries();
         entries.numbers.insert(uid.to_owned(), number);
-        let entry = Entry { uid: uid.to_owned(), service, position: 0, ack: None, activity: None };
+        let part = part(uid);
+        let entry =
+            Entry { uid: uid.to_owned(), service, position: 0, part, ack: None, as_asked: None, activity: None };
         entries.services.insert(number, entry);
         entries.touch(number);
     }
@@ -199,16 +209,34 @@ impl Board {
         }
     }
 
-    /// Says what is in effect; streams learn at once of what is new.
-    pub fn acknowledge(&self, acks: impl IntoIterator<Item = (String, Ack)>) {
+    /// The states that have been taken in, for streams that begin.
+    pub fn know(&self, states: &Summary) {
+        self.entries().known.clone_from(states);
+    }
+
+    /// The states that have been taken in.
+    pub fn known(&self) -> Summary {
+        self.entries().known.clone()
+    }
+
+    /// A whole snapshot is in effect: streams may say so.
+    pub fn settled(&self) {
+        if !std::mem::replace(&mut self.entries().settled, true) {
+            self.streams.send_modify(|_| {});
+        }
+    }
+
+    /// Says what is in effect, and by the fingerprint of the state whether it is so as the state asks; streams learn at once of
+    /// what is new.
+    pub fn acknowledge(&self, acks: impl IntoIterator<Item = (String, Ack, Option<u64>)>) {
         let mut changed = false;
         {
             let mut entries = self.entries();
-            for (uid, ack) in acks {
+            for (uid, ack, as_asked) in acks {
                 let Some(number) = entries.numbers.get(&uid).copied() else { continue };
-                if let Some(entry) = entries.services.get_mut(&number)
-                    && entry.ack.as_ref() != Some(&ack)
-                {
+                let Some(entry) = entries.services.get_mut(&number) else { continue };
+                entry.as_asked = as_asked;
+                if entry.ack.as_ref() != Some(&ack) {
                     entry.ack = Some(ack);
                     entries.touch(number);
                     changed = true;
@@ -257,8 +285,16 @@ impl Board {
         let entries = &mut *self.entries();
         let now = Instant::now();
         let mut due = Vec::new();
+        if sent.opening == Opening::Summary && entries.settled {
+            sent.opening = Opening::Done;
+            due.extend(summary(entries, sent));
+        }
         for number in self.concerned(entries, sent, regular) {
             match entries.services.get(&number) {
+                // Connections that are held wait for no summary.
+                Some(entry) if sent.opening != Opening::Done && entry.service.traffic().held == 0 => {
+                    sent.first.insert(number);
+                }
                 Some(entry) => sent.look(number, entry, regular, now, &mut due),
                 None => sent.forget(number),
             }
@@ -281,10 +317,23 @@ impl Board {
         let behind = entries.order.range(sent.place + 1..).map(|(_, number)| *number);
         let mut concerned: BTreeSet<u64> = behind.collect();
         sent.place = entries.latest;
+        if sent.opening == Opening::Done {
+            concerned.append(&mut sent.first);
+        }
         if regular {
             concerned.append(&mut sent.later);
         }
         concerned
+    }
+
+    /// The operator has not understood the summaries of these parts: each of their ElastiServices is to be acknowledged.
+    pub fn unclear(&self, sent: &mut Sent, parts: &[u16]) {
+        let entries = self.entries();
+        let concerned = entries.services.iter().filter(|(_, entry)| parts.contains(&entry.part));
+        for (number, _) in concerned {
+            sent.of.remove(number);
+            sent.first.insert(*number);
+        }
     }
 
     /// No code panics while it holds the lock.
@@ -293,9 +342,53 @@ impl Board {
     }
 }
 
+/// Says of the parts in which all is as asked that it is so, and notes it as sent. What traffic there is comes first, as before
+/// each acknowledgement.
+fn summary(entries: &Entries, sent: &mut Sent) -> Vec<ResolverMessage> {
+    let mut parts = BTreeMap::<u16, Option<u64>>::new();
+    for entry in entries.services.values() {
+        let sum = parts.entry(entry.part).or_insert(Some(0));
+        *sum = sum.zip(entry.as_asked).map(|(sum, fingerprint)| sum.wrapping_add(fingerprint));
+    }
+    let mut due = Vec::new();
+    for (number, entry) in &entries.services {
+        let sent = sent.of.entry(*number).or_default();
+        // What was told already was of a connection that is held.
+        if parts.get(&entry.part).copied().flatten().is_none() || sent.ack.is_some() {
+            continue;
+        }
+        let traffic = entry.service.traffic();
+        if traffic != Traffic::default() {
+            let Traffic { held, forwarding, accepted } = traffic;
+            due.push(ResolverMessage::Traffic { uid: entry.uid.clone(), held, forwarding, accepted });
+        }
+        (sent.ack, sent.traffic) = (entry.ack.clone(), Some(traffic));
+    }
+    let parts: Vec<(u16, u64)> = parts.into_iter().filter_map(|(part, sum)| Some((part, sum?))).collect();
+    if !parts.is_empty() {
+        due.push(ResolverMessage::InEffect { parts });
+    }
+    due
+}
+
+/// How far a stream has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Opening {
+    /// The operator has not introduced itself: it may understand summaries or not.
+    Hello,
+    /// It does, and one is sent once a snapshot is in effect.
+    Summary,
+    /// What is new is told.
+    #[default]
+    Done,
+}
+
 /// What one stream has sent.
 #[derive(Debug, Default)]
 pub struct Sent {
+    opening: Opening,
+    /// Services that are told of as soon as the stream is open.
+    first: BTreeSet<u64>,
     /// Up to where it has looked at what changes.
     place: u64,
     /// Services of which something is left that can wait.
@@ -312,6 +405,18 @@ struct SentOfOne {
 }
 
 impl Sent {
+    /// Of a stream on which the operator has not spoken yet.
+    pub fn opening() -> Self {
+        Self { opening: Opening::Hello, ..Self::default() }
+    }
+
+    /// The operator has introduced itself: whether it understands summaries.
+    pub fn greeted(&mut self, summaries: bool) {
+        if self.opening == Opening::Hello {
+            self.opening = if summaries { Opening::Summary } else { Opening::Done };
+        }
+    }
+
     /// Adds what of this Service is due, and notes whether something is left.
     fn look(&mut self, number: u64, entry: &Entry, regular: bool, now: Instant, due: &mut Vec<ResolverMessage>) {
         // Nothing is said of an ElastiService before it is in effect; then it is looked at again.
@@ -332,6 +437,7 @@ impl Sent {
     fn forget(&mut self, number: u64) {
         self.of.remove(&number);
         self.later.remove(&number);
+        self.first.remove(&number);
     }
 }
 
@@ -399,6 +505,7 @@ mod tests {
         let kind = |message: &ResolverMessage| match message {
             ResolverMessage::Ack { .. } => "ack",
             ResolverMessage::Traffic { .. } => "traffic",
+            ResolverMessage::InEffect { .. } => "summary",
             _ => "other",
         };
         due.iter().map(kind).collect()
@@ -412,7 +519,12 @@ mod tests {
     }
 
     fn acknowledge(board: &Board, uid: &str, ack: Ack) {
-        board.acknowledge([(uid.to_owned(), ack)]);
+        board.acknowledge([(uid.to_owned(), ack, None)]);
+    }
+
+    /// As the state with this fingerprint asks.
+    fn as_asked(board: &Board, uid: &str, fingerprint: u64) {
+        board.acknowledge([(uid.to_owned(), ACK, Some(fingerprint))]);
     }
 
     fn accept(service: &Service) {
@@ -463,7 +575,7 @@ mod tests {
         for services in [10, 1000] {
             let board = Board::default();
             let all: Vec<_> = (0..services).map(|number| add(&board, &number.to_string())).collect();
-            board.acknowledge((0..services).map(|number| (number.to_string(), ACK)));
+            board.acknowledge((0..services).map(|number| (number.to_string(), ACK, None)));
             let mut streams = [Sent::default(), Sent::default()];
             for sent in &mut streams {
                 assert_eq!(board.due(sent, false).len(), 2 * services);
@@ -495,6 +607,67 @@ mod tests {
         assert!(sent.of.is_empty() && sent.later.is_empty());
         let entries = board.entries();
         assert!(entries.order.is_empty() && entries.services.is_empty() && entries.numbers.is_empty());
+    }
+
+    #[test]
+    fn a_stream_that_begins_tells_what_is_as_asked_in_one_message_and_the_rest_one_by_one() {
+        let board = Board::default();
+        let services: Vec<_> = (0..3000).map(|number| add(&board, &number.to_string())).collect();
+        for number in 0..3000 {
+            as_asked(&board, &number.to_string(), number);
+        }
+        acknowledge(&board, "7", Ack { listening: false, ..ACK });
+        accept(&services[8]);
+        let mut sent = Sent::opening();
+        assert!(board.due(&mut sent, true).is_empty(), "the operator has not spoken");
+        sent.greeted(true);
+        assert!(board.due(&mut sent, true).is_empty(), "no snapshot is in effect");
+        board.settled();
+        let told = board.due(&mut sent, false);
+        let [ResolverMessage::Traffic { accepted: 1, .. }, ResolverMessage::InEffect { parts }, ..] = &told[..] else {
+            panic!("{told:?}");
+        };
+        let with_7: Vec<u64> = (0..3000).filter(|number| part(&number.to_string()) == part("7")).collect();
+        let mut expected = BTreeMap::<u16, u64>::new();
+        for number in (0..3000).filter(|number| !with_7.contains(number)) {
+            *expected.entry(part(&number.to_string())).or_default() += number;
+        }
+        assert_eq!(parts, &expected.into_iter().collect::<Vec<_>>());
+        let acknowledged: BTreeSet<u64> = told
+            .iter()
+            .filter_map(|message| match message {
+                ResolverMessage::Ack { uid, .. } => uid.parse().ok(),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(acknowledged, with_7.iter().copied().collect());
+        assert_eq!(told.len(), 2 + 2 * with_7.len());
+        assert!(board.due(&mut sent, true).is_empty());
+
+        board.unclear(&mut sent, &[part("9")]);
+        let with_9 = (0..3000).filter(|number| part(&number.to_string()) == part("9")).count();
+        assert_eq!(board.due(&mut sent, false).len(), 2 * with_9);
+        assert!(board.due(&mut sent, true).is_empty());
+    }
+
+    #[test]
+    fn an_operator_that_understands_no_summaries_is_told_each_and_a_held_connection_waits_for_neither() {
+        let board = Board::default();
+        let (_a, b) = (add(&board, "a"), add(&board, "b"));
+        as_asked(&board, "a", 1);
+        as_asked(&board, "b", 2);
+        board.settled();
+        for summaries in [false, true] {
+            let mut sent = Sent::opening();
+            let held = b.hold(Instant::now(), 9).unwrap();
+            assert_eq!(kinds(&board.due(&mut sent, false)), ["traffic", "ack"]);
+            sent.greeted(summaries);
+            let told = kinds(&board.due(&mut sent, false));
+            assert_eq!(told, if summaries { vec!["summary"] } else { vec!["traffic", "ack"] });
+            drop(held);
+            assert_eq!(kinds(&board.due(&mut sent, false)), ["traffic"]);
+            assert!(board.due(&mut sent, true).is_empty());
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use elasti_api::message::{HEARTBEAT_TIMEOUT, Mode, OperatorMessage, PortState, Protocol, ServiceState, Wakes};
+use elasti_api::message::{Asked, HEARTBEAT_TIMEOUT, Mode, OperatorMessage, PortState, Protocol, ServiceState, Wakes};
 use elasti_api::probe::ProbeRules;
 use elasti_runtime::admin::Readiness;
 use tokio::sync::mpsc;
@@ -52,6 +52,8 @@ pub struct Said {
     pub from: Speaker,
     /// The message.
     pub message: OperatorMessage,
+    /// [`elasti_api::summary::fingerprint`] of its line.
+    pub fingerprint: u64,
 }
 
 /// When an operator was last heard; clones share it.
@@ -127,14 +129,18 @@ pub struct Supervisor {
     /// Why connections to pods are not followed at the moment.
     lapse: Option<String>,
     phase: Phase,
+    /// Operators were told that connections are redirected on this node.
+    redirects: bool,
 }
 
 impl Supervisor {
     /// Knows of no ElastiService yet.
     pub fn new(parts: Parts) -> Self {
         let tracker = Tracker::new(parts.node.clone(), Instant::now());
+        let redirects = parts.interception.redirects();
         Self {
             parts,
+            redirects,
             tracker,
             lapse: None,
             directory: Directory::default(),
@@ -162,8 +168,8 @@ impl Supervisor {
                     if received == 0 {
                         return;
                     }
-                    let touched =
-                        batch.drain(..).flat_map(|said| self.directory.apply(said.from, said.message)).collect();
+                    let apply = |said: Said| self.directory.apply(said.from, said.message, said.fingerprint);
+                    let touched = batch.drain(..).flat_map(apply).collect();
                     self.settle(&touched, false);
                 }
                 () = until(draining_ends) => self.redirect_draining(false),
@@ -260,6 +266,7 @@ impl Supervisor {
         }
         // Before anybody is sent to a pod.
         self.follow(touched);
+        self.parts.board.know(self.directory.summary());
         let (mut gone, mut changes) = (Vec::new(), Changes::new());
         for uid in touched {
             let state = self.directory.services().get(uid).map(Arc::clone);
@@ -302,13 +309,21 @@ impl Supervisor {
     }
 
     fn acknowledge<'a>(&self, uids: impl Iterator<Item = &'a str>) {
-        let acks = uids.filter_map(|uid| self.live.get(uid).map(|live| (uid.to_owned(), self.ack(live))));
+        let acks = uids.filter_map(|uid| {
+            let live = self.live.get(uid)?;
+            let (ack, Asked { revision, redirecting, holding }) = (self.ack(live), live.state.asks());
+            let redirecting = redirecting && self.redirects;
+            // Whoever holds has told before what it had accepted.
+            let as_asked = !holding && ack == Ack { revision, listening: true, redirecting, holding, error: None };
+            Some((uid.to_owned(), ack, self.directory.fingerprint(uid).filter(|_| as_asked)))
+        });
         self.parts.board.acknowledge(acks);
     }
 
     fn ready(&self) {
         if self.directory.synced() {
             self.parts.readiness.done(SNAPSHOT);
+            self.parts.board.settled();
         }
     }
 

@@ -10,4 +10,5 @@ pub mod names;
 pub mod probe;
 pub mod readiness;
 #[cfg(feature = "crd")]
+pub mod summary;
 pub mod v1alpha1;

@@ -82,13 +82,25 @@ pub enum OperatorMessage {
         leader: bool,
         /// How often the Lease has changed hands; a leader of a lower epoch is not the leader any more.
         epoch: u64,
+        /// Whether it understands [`ResolverMessage::InEffect`].
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        summaries: bool,
     },
     /// The state of one Service: new, or changed.
     Service(Box<ServiceState>),
-    /// The snapshot is complete: it named these ElastiServices (by UID), and no other exists.
+    /// The snapshot is complete: it named these ElastiServices (by UID), and no other exists in the parts that it was about.
     SnapshotEnd {
-        /// UIDs of all ElastiServices.
+        /// UIDs of all ElastiServices of those parts.
         uids: Vec<String>,
+        /// The snapshot was not about these parts ([`crate::summary::part`]), in which the resolver had said to know all already.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        unchanged: Vec<u16>,
+    },
+    /// What [`ResolverMessage::InEffect`] said of these parts is not understood, for other states hold by now: their
+    /// acknowledgements are to be told one by one.
+    Unclear {
+        /// The parts.
+        parts: Vec<u16>,
     },
     /// The ElastiService is gone; its UID never comes back.
     Remove {
@@ -153,6 +165,25 @@ pub struct ServiceState {
     /// Connections to the target's pods are to be followed; `None` when no trigger asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tracking: Option<Tracking>,
+}
+
+/// What is in effect of a [`ServiceState`] when all is as it asks, and nothing failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// [`ServiceState::revision`].
+    pub revision: u64,
+    /// Connections are redirected, where the resolver redirects at all.
+    pub redirecting: bool,
+    /// Every connection is held.
+    pub holding: bool,
+}
+
+impl ServiceState {
+    /// What a resolver acknowledges that has all of it in effect.
+    pub fn asks(&self) -> Asked {
+        let redirecting = self.mode == Mode::Proxy && self.redirect;
+        Asked { revision: self.revision, redirecting, holding: self.holding }
+    }
 }
 
 /// Which connections to pods resolvers follow, each those of the pods on its own node.
@@ -305,6 +336,16 @@ pub enum ResolverMessage {
         addresses: Vec<IpAddr>,
         /// `None` when connections are redirected on the node by eBPF, else why they are not.
         redirect_disabled: Option<String>,
+        /// What the resolver knows already, by parts ([`crate::summary::Summary`]): the snapshot may leave out where the operator
+        /// has the same.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        known: Option<Vec<u64>>,
+    },
+    /// Of each of these parts ([`crate::summary`]), what the resolver has in effect are the states with this summary, each as it asks
+    /// ([`ServiceState::asks`]), and there is no traffic but that which is told. Sent only to operators that understand it.
+    InEffect {
+        /// Part and summary.
+        parts: Vec<(u16, u64)>,
     },
     /// What the resolver has made of a [`ServiceState`].
     Ack {
@@ -485,9 +526,10 @@ mod tests {
     #[test]
     fn messages_survive_the_wire() {
         let messages = [
-            OperatorMessage::Hello { replica: "a".into(), leader: true, epoch: 4 },
+            OperatorMessage::Hello { replica: "a".into(), leader: true, epoch: 4, summaries: true },
             OperatorMessage::Service(Box::new(service())),
-            OperatorMessage::SnapshotEnd { uids: vec!["u".into()] },
+            OperatorMessage::SnapshotEnd { uids: vec!["u".into()], unchanged: vec![3] },
+            OperatorMessage::Unclear { parts: vec![1023] },
             OperatorMessage::Heartbeat { leader: false, epoch: 4 },
         ];
         for message in messages {
@@ -513,8 +555,23 @@ mod tests {
             unknown: Some("x".into()),
         };
         assert_eq!(decode::<ResolverMessage>(&encode(&activity).unwrap()).unwrap(), activity);
+        let in_effect = ResolverMessage::InEffect { parts: vec![(0, u64::MAX), (1023, 1)] };
+        assert_eq!(decode::<ResolverMessage>(&encode(&in_effect).unwrap()).unwrap(), in_effect);
         let leaving = encode(&ResolverMessage::Leaving).unwrap();
         assert_eq!(decode::<ResolverMessage>(&leaving).unwrap(), ResolverMessage::Leaving);
+    }
+
+    #[test]
+    fn peers_that_know_no_summaries_are_understood() {
+        let hello = br#"{"v":1,"type":"hello","replica":"a","leader":true,"epoch":4}"#;
+        let expected = OperatorMessage::Hello { replica: "a".into(), leader: true, epoch: 4, summaries: false };
+        assert_eq!(decode::<OperatorMessage>(hello).unwrap(), expected);
+        let end = br#"{"v":1,"type":"snapshotEnd","uids":["u"]}"#;
+        let expected = OperatorMessage::SnapshotEnd { uids: vec!["u".into()], unchanged: vec![] };
+        assert_eq!(decode::<OperatorMessage>(end).unwrap(), expected);
+        let hello = br#"{"v":1,"type":"hello","pod":"p","node":"n","addresses":[],"redirectDisabled":null}"#;
+        let ResolverMessage::Hello { known, .. } = decode(hello).unwrap() else { panic!("no hello") };
+        assert_eq!(known, None);
     }
 
     #[test]

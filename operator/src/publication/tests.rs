@@ -40,7 +40,7 @@ fn told(feed: &mut Feed) -> Vec<OperatorMessage> {
 }
 
 fn hello(leader: bool, epoch: u64) -> OperatorMessage {
-    OperatorMessage::Hello { replica: "replica".into(), leader, epoch }
+    OperatorMessage::Hello { replica: "replica".into(), leader, epoch, summaries: true }
 }
 
 fn service(uid: &str, revision: u64) -> OperatorMessage {
@@ -52,7 +52,21 @@ fn remove(uid: &str) -> OperatorMessage {
 }
 
 fn end(uids: &[&str]) -> OperatorMessage {
-    OperatorMessage::SnapshotEnd { uids: uids.iter().map(ToString::to_string).collect() }
+    // As their parts have it.
+    let mut uids: Vec<String> = uids.iter().map(ToString::to_string).collect();
+    uids.sort_by_key(|uid| part(uid));
+    OperatorMessage::SnapshotEnd { uids, unchanged: vec![] }
+}
+
+/// What a resolver knows that has been told all of these.
+fn knows(told: &[OperatorMessage]) -> Summary {
+    let mut summary = Summary::default();
+    for message in told {
+        if let OperatorMessage::Service(state) = message {
+            summary.add(part(&state.uid), fingerprint(&encode(message).unwrap()));
+        }
+    }
+    summary
 }
 
 #[test]
@@ -143,4 +157,92 @@ fn the_longest_state_fits_a_line() {
         });
         assert!(publication.log().entries[&1].line.len() < MAX_LINE);
     }
+}
+
+#[test]
+fn a_resolver_that_knows_all_is_told_nothing_but_that_and_then_what_changes() {
+    let (publication, restarted) = (publication(), publication());
+    for publication in [&publication, &restarted] {
+        // Another order is the same.
+        let order = if Arc::ptr_eq(publication, &restarted) { ["b", "a", "c"] } else { ["a", "b", "c"] };
+        for uid in order {
+            publication.publish(state(uid, 1));
+        }
+        publication.set_synced();
+    }
+    let known = knows(&told(&mut follow(&publication)));
+    let mut feed = follow(&restarted);
+    feed.resume(&known);
+    restarted.publish(state("a", 2));
+    let told_then = told(&mut feed);
+    let [OperatorMessage::Hello { .. }, changed, OperatorMessage::SnapshotEnd { uids, unchanged }] = &told_then[..]
+    else {
+        panic!("{told_then:?}");
+    };
+    assert_eq!((changed, &uids[..], unchanged.len()), (&service("a", 2), &[][..], PARTS));
+    restarted.remove("b");
+    assert_eq!(told(&mut feed), [remove("b")]);
+    restarted.set_leader(true, 4);
+    assert_eq!(told(&mut feed).last(), Some(&end(&["a", "c"])), "a new leader names all");
+}
+
+#[test]
+fn a_resolver_that_knows_something_else_is_told_the_parts_in_which_that_is() {
+    let (publication, restarted) = (publication(), publication());
+    for uid in ["a", "b", "c", "gone"] {
+        publication.publish(state(uid, 1));
+    }
+    publication.set_synced();
+    let known = knows(&told(&mut follow(&publication)));
+    restarted.publish(state("a", 1));
+    restarted.publish(state("b", 2));
+    restarted.publish(state("new", 1));
+    restarted.publish(state("removed", 1));
+    restarted.remove("removed");
+    restarted.set_synced();
+    let mut feed = follow(&restarted);
+    feed.resume(&known);
+    let told = told(&mut feed);
+    assert_eq!(told[1..3], [service("b", 2), service("new", 1)]);
+    let Some(OperatorMessage::SnapshotEnd { uids, unchanged }) = told.last() else { panic!("{told:?}") };
+    let mut uids = uids.clone();
+    uids.sort_unstable();
+    assert_eq!(uids, ["b", "new"]);
+    assert!(unchanged.contains(&part("a")));
+    assert!(["b", "c", "gone", "new"].iter().all(|uid| !unchanged.contains(&part(uid))));
+}
+
+#[test]
+fn what_states_of_a_part_ask_is_told_to_whom_has_them() {
+    let publication = publication();
+    publication.publish(state("a", 1));
+    publication.publish(ServiceState { redirect: true, holding: true, ..state("b", 7) });
+    publication.set_synced();
+    let known = knows(&told(&mut follow(&publication)));
+    let asked = |uid: &str| publication.asked(part(uid), known.of(part(uid)));
+    assert_eq!(asked("a"), Some(vec![("a".into(), Asked { revision: 1, redirecting: false, holding: false })]));
+    assert_eq!(asked("b"), Some(vec![("b".into(), Asked { revision: 7, redirecting: true, holding: true })]));
+    publication.publish(state("a", 2));
+    assert_eq!(asked("a"), None);
+    publication.remove("b");
+    assert_eq!(asked("b"), None);
+    assert_eq!(publication.asked(part("b"), 0), Some(vec![]), "nothing is in it");
+}
+
+#[test]
+fn the_summary_is_that_of_what_is_published() {
+    let publication = publication();
+    for round in 0..3 {
+        for uid in 0..50 {
+            publication.publish(state(&uid.to_string(), round));
+        }
+        for uid in 0..50 {
+            if uid % 3 == round {
+                publication.remove(&uid.to_string());
+            }
+        }
+    }
+    publication.set_synced();
+    let known = knows(&told(&mut follow(&publication)));
+    assert_eq!(publication.log().summary, known);
 }

@@ -14,6 +14,7 @@ use elasti_api::message::{
     DecodeError, HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, MAX_LINE, OperatorMessage, ResolverMessage, decode, encode,
 };
 use elasti_api::names;
+use elasti_api::summary::fingerprint;
 use http::{Request, StatusCode, header};
 use http_body_util::channel::{Channel, Sender};
 use http_body_util::{BodyExt, Limited};
@@ -165,7 +166,7 @@ impl Connector {
         tracing::info!(%address, "stream to an operator replica is up");
         let _up = Up::new(self.metrics.streams.clone());
         let mut exchange =
-            Exchange { connector: self, outgoing, sent: Sent::default(), speaker: Speaker::default(), synced: false };
+            Exchange { connector: self, outgoing, sent: Sent::opening(), speaker: Speaker::default(), synced: false };
         let Err(error) = exchange.run(incoming).await;
         (exchange.synced, error)
     }
@@ -259,6 +260,7 @@ impl Exchange<'_> {
             node: node.clone(),
             addresses: addresses.clone(),
             redirect_disabled: redirect_disabled.clone(),
+            known: Some(self.connector.board.known().parts().to_vec()),
         };
         self.send(&hello).await?;
         let mut news = self.connector.board.follow();
@@ -286,8 +288,12 @@ impl Exchange<'_> {
                     let frame = frame.ok_or(StreamError::Closed)??;
                     deadline = Instant::now() + HEARTBEAT_TIMEOUT;
                     buffer.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new()));
+                    let mut asks = false;
                     while let Some(line) = lines.decode(&mut buffer)? {
-                        self.take(&line).await;
+                        asks |= self.take(&line).await;
+                    }
+                    if asks {
+                        self.report(false).await?;
                     }
                 }
                 () = sleep_until(deadline) => return Err(StreamError::Silent),
@@ -295,8 +301,8 @@ impl Exchange<'_> {
         }
     }
 
-    /// Hands a message on. What this build does not understand is told and skipped.
-    async fn take(&mut self, line: &[u8]) {
+    /// Hands a message on. What this build does not understand is told and skipped. Returns whether it asks for a report.
+    async fn take(&mut self, line: &[u8]) -> bool {
         let message = match decode::<OperatorMessage>(line) {
             Ok(message) => message,
             Err(error @ DecodeError::NewerVersion { .. }) => {
@@ -305,23 +311,32 @@ impl Exchange<'_> {
                 if !self.connector.newer_told.swap(true, Ordering::Relaxed) {
                     tracing::error!(%error, "the operator is newer than this resolver; keeping the state");
                 }
-                return;
+                return false;
             }
             Err(error) => {
                 tracing::warn!(%error, "skipping a line of the operator");
-                return;
+                return false;
             }
         };
         self.connector.heard.now();
-        match message {
-            OperatorMessage::Hello { leader, epoch, .. } | OperatorMessage::Heartbeat { leader, epoch } => {
-                self.speaker = Speaker { leader, epoch };
+        let mut asks = false;
+        match &message {
+            OperatorMessage::Hello { leader, epoch, summaries, .. } => {
+                self.speaker = Speaker { leader: *leader, epoch: *epoch };
+                self.sent.greeted(*summaries);
+                asks = true;
+            }
+            OperatorMessage::Heartbeat { leader, epoch } => self.speaker = Speaker { leader: *leader, epoch: *epoch },
+            OperatorMessage::Unclear { parts } => {
+                self.connector.board.unclear(&mut self.sent, parts);
+                asks = true;
             }
             OperatorMessage::SnapshotEnd { .. } => self.synced = true,
             OperatorMessage::Service(_) | OperatorMessage::Remove { .. } => {}
         }
         // Fails only when the supervisor has ended, and this stream is about to.
-        drop(self.connector.said.send(Said { from: self.speaker, message }).await);
+        drop(self.connector.said.send(Said { from: self.speaker, message, fingerprint: fingerprint(line) }).await);
+        asks
     }
 
     /// Sends what is due, as much as fits into a frame at once: a new stream tells of thousands of Services.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use elasti_api::message::{OperatorMessage, ResolverMessage, ServiceState};
+use elasti_api::summary::PARTS;
 use elasti_resolver::fallback::Patience;
 use elasti_stand::operator::TOKEN;
 
@@ -37,6 +38,7 @@ async fn hello_says_who_it_is_and_comes_first() {
                     node: "node-0".into(),
                     addresses: vec!["127.0.0.1".parse().unwrap()],
                     redirect_disabled: Some("in tests".into()),
+                    known: Some(vec![0; PARTS]),
                 }
         })
         .await;
@@ -137,7 +139,7 @@ async fn a_leader_that_does_not_name_a_service_removes_it() {
     world.operator.hears_listening("a", 1).await;
     let mut client = dial(port).await;
     world.operator.hears_held("a", 1).await;
-    world.operator.send(&OperatorMessage::SnapshotEnd { uids: vec![] });
+    world.operator.send(&OperatorMessage::SnapshotEnd { uids: vec![], unchanged: vec![] });
     is_reset(&mut client).await;
 }
 

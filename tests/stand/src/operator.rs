@@ -251,9 +251,9 @@ async fn speak(mut to: Sender<Bytes>, shared: Arc<Shared>, mut lines: broadcast:
     let services = shared.services.lock().unwrap().clone();
     let uids = services.iter().map(|state| state.uid.clone()).collect();
     let leader = shared.leader;
-    let mut first = vec![OperatorMessage::Hello { replica: "operator-0".into(), leader, epoch: 1 }];
+    let mut first = vec![OperatorMessage::Hello { replica: "operator-0".into(), leader, epoch: 1, summaries: false }];
     first.extend(services.into_iter().map(|state| OperatorMessage::Service(Box::new(state))));
-    first.push(OperatorMessage::SnapshotEnd { uids });
+    first.push(OperatorMessage::SnapshotEnd { uids, unchanged: vec![] });
     for message in first {
         if to.send_data(encode(&message).unwrap().into()).await.is_err() {
             return;

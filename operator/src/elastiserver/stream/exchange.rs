@@ -1,13 +1,20 @@
 //! What is said on one stream, both ways, until it ends.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use elasti_api::message::{DecodeError, HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, MAX_LINE, ResolverMessage, decode};
+use elasti_api::message::{
+    Asked, DecodeError, HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, MAX_LINE, OperatorMessage, ResolverMessage, decode,
+    encode,
+};
+use elasti_api::summary::Summary;
 use http_body_util::BodyExt;
 use http_body_util::channel::Sender;
 use hyper::body::Incoming;
+use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::codec::{AnyDelimiterCodec, AnyDelimiterCodecError, Decoder};
 
@@ -49,10 +56,13 @@ pub(super) async fn run(
     pod: &str,
     body: Incoming,
     sender: Sender<Bytes>,
-    feed: Feed,
+    mut feed: Feed,
 ) -> Result<Infallible, Ended> {
     let mut lines = Lines::new(body);
-    let identity = hello(&lines.next().await?, pod)?;
+    let (identity, known) = hello(&lines.next().await?, pod)?;
+    if let Some(known) = known {
+        feed.resume(&known);
+    }
     tracing::info!(
         pod,
         node = identity.node,
@@ -61,21 +71,29 @@ pub(super) async fn run(
     );
     let connection = streams.resolvers.connect(identity);
     let _counted = streams.metrics.stream();
-    let mut reader =
-        Reader { streams, connection: &connection, newer: None, malformed_told: false, started: Instant::now() };
+    let unclear = Unclear::default();
+    let mut reader = Reader {
+        streams,
+        connection: &connection,
+        unclear: &unclear,
+        newer: None,
+        malformed_told: false,
+        started: Instant::now(),
+    };
     tokio::select! {
         ended = reader.run(&mut lines) => ended,
-        ended = write(&connection, sender, feed) => ended,
+        ended = write(&connection, sender, feed, &unclear) => ended,
     }
 }
 
-fn hello(line: &[u8], pod: &str) -> Result<Identity, Ended> {
+/// Who speaks, and what it knows.
+fn hello(line: &[u8], pod: &str) -> Result<(Identity, Option<Summary>), Ended> {
     match decode(line) {
         Ok(ResolverMessage::Hello { pod: hello, .. }) if hello != pod => {
             Err(Ended::WrongPod { token: pod.to_owned(), hello })
         }
-        Ok(ResolverMessage::Hello { pod, node, addresses, redirect_disabled }) => {
-            Ok(Identity { pod, node, addresses, redirect_disabled })
+        Ok(ResolverMessage::Hello { pod, node, addresses, redirect_disabled, known }) => {
+            Ok((Identity { pod, node, addresses, redirect_disabled }, known.and_then(Summary::told)))
         }
         _ => Err(Ended::NoHello),
     }
@@ -115,9 +133,42 @@ impl Lines {
     }
 }
 
+/// Parts of which the resolver is to be told that what it said of them is not understood.
+#[derive(Default)]
+struct Unclear {
+    parts: Mutex<BTreeSet<u16>>,
+    news: Notify,
+}
+
+impl Unclear {
+    fn add(&self, parts: Vec<u16>) {
+        if !parts.is_empty() {
+            self.parts().extend(parts);
+            self.news.notify_one();
+        }
+    }
+
+    /// Waits until there are some. Cancel safe.
+    async fn next(&self) -> Vec<u16> {
+        loop {
+            self.news.notified().await;
+            let parts = std::mem::take(&mut *self.parts());
+            if !parts.is_empty() {
+                return parts.into_iter().collect();
+            }
+        }
+    }
+
+    /// No code panics while it holds the lock.
+    fn parts(&self) -> MutexGuard<'_, BTreeSet<u16>> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 struct Reader<'a> {
     streams: &'a Streams,
     connection: &'a Connection,
+    unclear: &'a Unclear,
     /// Set once the resolver has sent something of a newer version.
     newer: Option<GaugeGuard>,
     malformed_told: bool,
@@ -149,6 +200,7 @@ impl Reader<'_> {
                 let last = now.checked_sub(Duration::from_millis(idle_ms)).unwrap_or(self.started);
                 self.connection.active(&uid, Activity { endpoints, open, last, unknown })
             }
+            ResolverMessage::InEffect { parts } => self.in_effect(parts),
             ResolverMessage::Leaving => {
                 self.connection.leaving();
                 Ok(())
@@ -156,6 +208,24 @@ impl Reader<'_> {
             // A second Hello says nothing that the first has not said.
             ResolverMessage::Heartbeat | ResolverMessage::Hello { .. } => Ok(()),
         }
+    }
+
+    /// As if each state of these parts had been acknowledged as it asks.
+    fn in_effect(&self, parts: Vec<(u16, u64)>) -> Result<(), TooManyServices> {
+        let redirects = self.connection.redirects();
+        let (mut acks, mut unclear) = (Vec::new(), Vec::new());
+        for (part, summary) in parts {
+            let Some(asked) = self.streams.publication.asked(part, summary) else {
+                unclear.push(part);
+                continue;
+            };
+            acks.extend(asked.into_iter().map(|(uid, Asked { revision, redirecting, holding })| {
+                let redirecting = redirecting && redirects;
+                (uid, Ack { revision, listening: true, redirecting, holding, error: None })
+            }));
+        }
+        self.unclear.add(unclear);
+        self.connection.acknowledged_all(acks)
     }
 
     /// What this build does not understand costs nothing but a line in the log, once a stream.
@@ -174,7 +244,12 @@ impl Reader<'_> {
     }
 }
 
-async fn write(connection: &Connection, mut sender: Sender<Bytes>, mut feed: Feed) -> Result<Infallible, Ended> {
+async fn write(
+    connection: &Connection,
+    mut sender: Sender<Bytes>,
+    mut feed: Feed,
+    unclear: &Unclear,
+) -> Result<Infallible, Ended> {
     let mut tick = interval(HEARTBEAT_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first is due at once, and Hello comes before it.
@@ -182,6 +257,7 @@ async fn write(connection: &Connection, mut sender: Sender<Bytes>, mut feed: Fee
     loop {
         let line = tokio::select! {
             line = feed.next() => gather(connection, line?, &mut feed)?,
+            parts = unclear.next() => encode(&OperatorMessage::Unclear { parts }).map_err(FeedError::from)?.into(),
             _ = tick.tick() => feed.heartbeat()?,
         };
         match timeout(STALL_TIMEOUT, sender.send_data(line)).await {

@@ -2,6 +2,7 @@ use elasti_api::message::{
     HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, HoldPolicy, MAX_LINE, Mode, OperatorMessage, PortState, Protocol,
     ResolverMessage, ServiceState, Wakes, decode, encode,
 };
+use elasti_api::summary;
 use http_body_util::BodyExt;
 use http_body_util::channel::Sender;
 use hyper::client::conn::http2::SendRequest;
@@ -177,7 +178,7 @@ impl Resolver {
 
 fn hello(pod: &str, node: &str) -> ResolverMessage {
     let addresses = vec!["10.244.0.3".parse().unwrap()];
-    ResolverMessage::Hello { pod: pod.into(), node: node.into(), addresses, redirect_disabled: None }
+    ResolverMessage::Hello { pod: pod.into(), node: node.into(), addresses, redirect_disabled: None, known: None }
 }
 
 fn ack(revision: u64) -> ResolverMessage {
@@ -222,7 +223,7 @@ async fn a_resolver_gets_a_snapshot_then_changes_and_what_it_says_is_observed() 
     let mut resolver = world.resolver("r-1", "node").await;
     assert!(matches!(resolver.hear().await, Some(OperatorMessage::Hello { replica, .. }) if replica == "replica"));
     assert_eq!(resolver.hear().await, Some(OperatorMessage::Service(Box::new(state(1, 1)))));
-    assert_eq!(resolver.hear().await, Some(OperatorMessage::SnapshotEnd { uids: vec!["u".into()] }));
+    assert_eq!(resolver.hear().await, Some(OperatorMessage::SnapshotEnd { uids: vec!["u".into()], unchanged: vec![] }));
     world.streams.publication.publish(state(2, 1));
     assert_eq!(resolver.hear().await, Some(OperatorMessage::Service(Box::new(state(2, 1)))));
     world.streams.publication.remove("u");
@@ -372,4 +373,33 @@ async fn shutdown_ends_streams_at_once() {
     timeout(PATIENCE, world.streams.tasks.wait()).await.unwrap();
     resolver.is_ended().await;
     assert!(world.streams.resolvers.is_empty());
+}
+
+#[tokio::test]
+async fn a_resolver_that_has_all_in_effect_says_so_in_one_word_and_where_it_has_not_is_asked_for_each() {
+    let world = world().await;
+    let state = ServiceState { redirect: true, ..state(7, 1) };
+    let line = encode(&OperatorMessage::Service(Box::new(state.clone()))).unwrap();
+    world.streams.publication.publish(state.clone());
+    let (part, summary) = (summary::part("u"), summary::fingerprint(&line));
+    let (status, mut resolver) = world.open("good:elasti:resolver:r-1").await;
+    assert_eq!(status, StatusCode::OK);
+    let mut known = summary::Summary::default();
+    known.add(part, summary);
+    let mut first = hello("r-1", "node");
+    if let ResolverMessage::Hello { known: told, .. } = &mut first {
+        *told = Some(known.parts().to_vec());
+    }
+    resolver.say(&first).await;
+    assert!(matches!(resolver.hear().await, Some(OperatorMessage::Hello { summaries: true, .. })));
+    let Some(OperatorMessage::SnapshotEnd { uids, unchanged }) = resolver.hear().await else { panic!("no state") };
+    assert_eq!((uids.len(), unchanged.len()), (0, summary::PARTS));
+    resolver.say(&ResolverMessage::InEffect { parts: vec![(part, summary)] }).await;
+    world.until(|observed| observed[0].ack.is_some()).await;
+    let ack = Ack { revision: 7, listening: true, redirecting: true, holding: false, error: None };
+    assert_eq!(world.streams.resolvers.observed("u")[0].ack, Some(ack.clone()));
+
+    resolver.say(&ResolverMessage::InEffect { parts: vec![(part, summary.wrapping_add(1))] }).await;
+    assert_eq!(resolver.hear().await, Some(OperatorMessage::Unclear { parts: vec![part] }));
+    assert_eq!(world.streams.resolvers.observed("u")[0].ack, Some(ack), "what was said before holds");
 }

@@ -21,7 +21,7 @@ mod operator;
 mod swarm;
 
 /// ElastiServices and resolvers, in the order in which they are added.
-const CASES: [(usize, usize); 4] = [(100, 10), (1_000, 10), (10_000, 10), (10_000, 100)];
+const CASES: [(usize, usize); 5] = [(100, 10), (1_000, 10), (10_000, 10), (10_000, 100), (10_000, 1_000)];
 
 /// Goals: resident memory in MiB, and seconds until every resolver knows all again after a restart.
 const MEMORY_GOAL: f64 = 300.0;

@@ -1,8 +1,9 @@
 //! Resolvers that are none: each keeps a stream to the operator as a real one does and acknowledges whatever it is told at once.
 //!
 //! They share this machine with the operator that is measured, so they do little: a state is not read but searched for the
-//! fields that an acknowledgement needs.
+//! fields that an acknowledgement needs, and remembered by its fingerprint.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -10,8 +11,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::{Buf, Bytes, BytesMut};
-use elasti_api::message::{HEARTBEAT_INTERVAL, ResolverMessage, encode};
+use elasti_api::message::{HEARTBEAT_INTERVAL, OperatorMessage, ResolverMessage, decode, encode};
 use elasti_api::names;
+use elasti_api::summary::{PARTS, Summary, fingerprint, part};
 use http_body_util::BodyExt;
 use http_body_util::channel::{Channel, Sender};
 use hyper::body::Incoming;
@@ -84,9 +86,10 @@ impl Resolver {
         let synced = Arc::new(AtomicUsize::new(0));
         let of_stream = synced.clone();
         let task = async move {
+            let mut known = Known::default();
             loop {
                 // It ends with the operator; who has none tries again.
-                let _ended = stream(&identity, &tls, &seen, &of_stream, &mut heard).await;
+                let _ended = stream(&identity, &tls, &seen, &of_stream, &mut heard, &mut known).await;
                 of_stream.store(0, Ordering::Relaxed);
                 tokio::time::sleep(PAUSE).await;
             }
@@ -105,12 +108,44 @@ impl Resolver {
     }
 }
 
+/// What a simulated resolver knows, from stream to stream.
+#[derive(Debug, Default)]
+struct Known {
+    /// Of the lines by which states came, by the fingerprint of the UID.
+    states: HashMap<u64, u64>,
+    summary: Summary,
+}
+
+impl Known {
+    /// A state has come, or none holds any more.
+    fn note(&mut self, uid: &str, state: Option<u64>) {
+        let key = fingerprint(uid.as_bytes());
+        let before = match state {
+            Some(state) => self.states.insert(key, state),
+            None => self.states.remove(&key),
+        };
+        if let Some(before) = before {
+            self.summary.remove(part(uid), before);
+        }
+        if let Some(state) = state {
+            self.summary.add(part(uid), state);
+        }
+    }
+
+    /// That all of these parts is in effect as it asks.
+    fn in_effect(&self, parts: impl Iterator<Item = u16>) -> Result<Vec<u8>> {
+        let parts = parts.map(|part| (part, self.summary.of(part))).collect();
+        Ok(encode(&ResolverMessage::InEffect { parts })?)
+    }
+}
+
 async fn stream(
     identity: &Identity,
     tls: &TlsConnector,
     seen: &Seen,
     synced: &AtomicUsize,
     says: &mut mpsc::Receiver<ResolverMessage>,
+    known: &mut Known,
 ) -> Result<()> {
     let host = format!("{}.{}.svc", names::OPERATOR_STREAM_SERVICE, names::NAMESPACE);
     let socket = TcpStream::connect(identity.operator).await?;
@@ -132,9 +167,10 @@ async fn stream(
         node: format!("node-{}", identity.number),
         addresses: vec![IpAddr::V4(Ipv4Addr::new(10, 244, high, low))],
         redirect_disabled: None,
+        known: Some(known.summary.parts().to_vec()),
     };
     outgoing.send_data(encode(&hello)?.into()).await?;
-    exchange(response.into_body(), outgoing, seen, synced, says).await
+    exchange(response.into_body(), outgoing, seen, synced, says, known).await
 }
 
 async fn exchange(
@@ -143,10 +179,11 @@ async fn exchange(
     seen: &Seen,
     synced: &AtomicUsize,
     says: &mut mpsc::Receiver<ResolverMessage>,
+    known: &mut Known,
 ) -> Result<()> {
     let heartbeat = Bytes::from(encode(&ResolverMessage::Heartbeat)?);
     let mut tick = tokio::time::interval(HEARTBEAT_INTERVAL);
-    let mut buffer = BytesMut::new();
+    let (mut buffer, mut complete) = (BytesMut::new(), false);
     loop {
         tokio::select! {
             _ = tick.tick() => outgoing.send_data(heartbeat.clone()).await?,
@@ -161,9 +198,21 @@ async fn exchange(
                     let line = std::str::from_utf8(&buffer[..end])?;
                     if line.contains(r#""type":"service""#) {
                         seen.states.fetch_add(1, Ordering::Relaxed);
-                        answers.extend_from_slice(&acknowledgement(line)?);
+                        known.note(uid(line)?, Some(fingerprint(line.as_bytes())));
+                        // Of a snapshot all is said together.
+                        if complete {
+                            answers.extend_from_slice(&acknowledgement(line)?);
+                        }
                     } else if line.contains(r#""type":"snapshotEnd""#) {
-                        synced.store(uids(line), Ordering::Relaxed);
+                        complete = true;
+                        synced.store(known.states.len(), Ordering::Relaxed);
+                        answers.extend_from_slice(&known.in_effect((0..).take(PARTS))?);
+                    } else if line.contains(r#""type":"unclear""#) {
+                        if let OperatorMessage::Unclear { parts } = decode(line.as_bytes())? {
+                            answers.extend_from_slice(&known.in_effect(parts.into_iter())?);
+                        }
+                    } else if line.contains(r#""type":"remove""#) {
+                        known.note(uid(line)?, None);
                     }
                     buffer.advance(end + 1);
                 }
@@ -177,23 +226,21 @@ async fn exchange(
 
 /// All that a state asks for is in effect.
 fn acknowledgement(line: &str) -> Result<Vec<u8>> {
-    let uid = after(line, r#""uid":""#).and_then(|rest| rest.split('"').next()).context("a state has a UID")?;
+    let uid = uid(line)?;
     let revision = after(line, r#""revision":"#).and_then(|rest| rest.split([',', '}']).next());
     let is = |field: &str| line.contains(&format!(r#""{field}":true"#));
     Ok(encode(&ResolverMessage::Ack {
         uid: uid.to_owned(),
         revision: revision.context("a state has a revision")?.parse()?,
-        listening: line.contains(r#""mode":"proxy""#),
+        listening: true,
         redirecting: is("redirect"),
         holding: is("holding"),
         error: None,
     })?)
 }
 
-/// How many UIDs the end of a snapshot names.
-fn uids(line: &str) -> usize {
-    let list = after(line, r#""uids":["#).and_then(|rest| rest.split(']').next()).unwrap_or_default();
-    if list.is_empty() { 0 } else { list.split(',').count() }
+fn uid(line: &str) -> Result<&str> {
+    after(line, r#""uid":""#).and_then(|rest| rest.split('"').next()).context("a state has a UID")
 }
 
 fn after<'a>(line: &'a str, start: &str) -> Option<&'a str> {
@@ -202,8 +249,6 @@ fn after<'a>(line: &'a str, start: &str) -> Option<&'a str> {
 
 #[cfg(test)]
 mod tests {
-    use elasti_api::message::{OperatorMessage, decode};
-
     use super::*;
 
     #[test]
@@ -222,11 +267,13 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_snapshot_is_counted() {
-        let counted = |uids: &[&str]| {
-            let end = OperatorMessage::SnapshotEnd { uids: uids.iter().map(|uid| (*uid).to_owned()).collect() };
-            super::uids(std::str::from_utf8(&encode(&end).unwrap()).unwrap())
-        };
-        assert_eq!((counted(&[]), counted(&["a"]), counted(&["a", "b", "c"])), (0, 1, 3));
+    fn what_is_known_is_what_has_come_last() {
+        let mut known = Known::default();
+        for (uid, state) in [("a", Some(1)), ("b", Some(2)), ("a", Some(3)), ("b", None)] {
+            known.note(uid, state);
+        }
+        let mut summary = Summary::default();
+        summary.add(part("a"), 3);
+        assert_eq!((known.states.len(), known.summary), (1, summary));
     }
 }

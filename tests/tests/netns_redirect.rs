@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use elasti_resolver::draining::Draining;
-use elasti_resolver::interception::{Entries, Redirect};
+use elasti_resolver::interception::{Changes, Entries, Redirect};
 use elasti_resolver::redirect::{Redirector, entries};
 use elasti_tests::bpf::detach_programs;
 use elasti_tests::netns::{Host, RESOLVER};
@@ -66,6 +66,28 @@ async fn whatever_is_not_in_the_map_passes_untouched() {
     assert!(passes(&it.host.connect(&["10.96.0.11:80"])), "another address");
     it.redirector.sync(&Entries::new()).unwrap();
     assert!(passes(&it.host.connect(&[SERVICE4])), "an entry that was removed");
+}
+
+#[tokio::test]
+async fn a_change_concerns_the_addresses_that_it_names_and_no_other() {
+    let mut it = Redirected::new("change");
+    let [four, six]: [SocketAddr; 2] = [SERVICE4, SERVICE6].map(|service| service.parse().unwrap());
+    let change = |redirector: &mut Redirector, from, to| redirector.change(&Changes::from([(from, to)])).unwrap();
+    change(&mut it.redirector, four, None);
+    change(&mut it.redirector, four, None);
+    assert!(passes(&it.host.connect(&[SERVICE4])), "an entry that was removed");
+    assert_eq!(it.host.connect(&[SERVICE6]), format!("{SERVICE6} resolver"));
+    let other = SocketAddr::new(RESOLVER[0].parse().unwrap(), it.host.serve("other"));
+    change(&mut it.redirector, four, Some(other));
+    // What else is looked up is written anew meanwhile.
+    it.redirector.sync_draining(&Draining::default()).unwrap();
+    assert_eq!(it.host.connect(&[SERVICE4]), format!("{SERVICE4} other"));
+    change(&mut it.redirector, four, Some(it.wanted[&four]));
+    change(&mut it.redirector, six, None);
+    assert_eq!(it.host.connect(&[SERVICE4]), format!("{SERVICE4} resolver"));
+    assert!(passes(&it.host.connect(&[SERVICE6])));
+    it.wanted.remove(&six);
+    assert_eq!(it.redirector.sync(&it.wanted), Ok(false), "nothing was left to do");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use elasti_runtime::admin::{Readiness, Routes};
@@ -14,6 +14,7 @@ use elasti_runtime::http::Server;
 use elasti_runtime::shutdown;
 use elasti_runtime::telemetry::Levels;
 use prometheus::Registry;
+use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -31,6 +32,7 @@ use crate::leader::Election;
 use crate::metrics::Metrics;
 use crate::plan::Settings;
 use crate::publication::Publication;
+use crate::resolvers::pace::Pace;
 use crate::resolvers::{Change, Resolvers};
 use crate::scope::Scope;
 use crate::work::Work;
@@ -235,9 +237,21 @@ async fn follow_leadership(
 /// Has looked at what resolvers speak of.
 async fn follow_resolvers(resolvers: &Resolvers, controller: &Controller) {
     let mut changes = resolvers.changes();
+    let mut pace = Pace::default();
     loop {
-        match changes.next().await {
-            Change::Members => controller.look_at_all(),
+        let due = pace.due();
+        let change = match due {
+            // Not left to the timeout, which others' changes would keep putting off.
+            Some(due) if due <= Instant::now() => Change::Members,
+            Some(due) => timeout_at(due.into(), changes.next()).await.unwrap_or(Change::Members),
+            None => changes.next().await,
+        };
+        match change {
+            Change::Members => {
+                let looked_at = controller.look_at_all();
+                pace.looked(looked_at, resolvers.len(), Instant::now());
+            }
+            Change::Many => pace.wanted(Instant::now()),
             Change::Service(uid) => controller.look_at_all_woken_with(&uid),
         }
     }

@@ -120,7 +120,7 @@ fn resolver_fault(observed: &Observed<'_>) -> Option<Cause> {
     }
     observed.resolvers.iter().find_map(|resolver| {
         let error = resolver.ack.as_ref().filter(|ack| ack.revision == status.revision)?.error.as_ref()?;
-        Some(("ResolverFailed", format!("resolver {}: {error}", resolver.pod)))
+        Some(("ResolverFailed", format!("resolver {}: {error}", resolver.identity.pod)))
     })
 }
 

@@ -150,9 +150,12 @@ impl Controller {
         }
     }
 
-    /// Has every ElastiService looked at.
-    pub fn look_at_all(&self) {
-        self.look(self.parts.caches.elastis().into_iter().collect());
+    /// Has every ElastiService looked at; says how many there are.
+    pub fn look_at_all(&self) -> usize {
+        let all: Concerned = self.parts.caches.elastis().into_iter().collect();
+        let count = all.len();
+        self.look(all);
+        count
     }
 
     /// Has the ElastiService with this UID looked at.

@@ -523,7 +523,7 @@ impl Planner<'_> {
         let staying = || self.observed.resolvers.iter().filter(|resolver| !resolver.leaving);
         let listening = slices::eligible(&self.observed.resolvers, status.revision).count();
         let redirecting = staying().all(|resolver| {
-            resolver.redirect_disabled.is_some()
+            resolver.identity.redirect_disabled.is_some()
                 || resolver.ack.as_ref().is_some_and(|ack| ack.redirecting && ack.revision >= status.revision)
         });
         let all = listening == staying().count() && redirecting;

@@ -14,6 +14,7 @@ use tokio::sync::broadcast;
 
 use statements::Statements;
 
+pub mod pace;
 mod statements;
 
 /// Changes that a receiver may lag behind before it is told to look at everything instead.
@@ -28,8 +29,11 @@ const SERVICES_MAX: usize = (INTERCEPTION_PORT_MAX - INTERCEPTION_PORT_MIN) as u
 /// What has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// A resolver has come or gone or is leaving, or more has changed than was remembered: look at everything.
+    /// A resolver has gone or is leaving, or more has changed than was remembered: look at everything.
     Members,
+    /// A resolver has come, or has said something of many ElastiServices that no connection waits for: look at everything, when
+    /// there is time.
+    Many,
     /// What resolvers say of the ElastiService with this UID.
     Service(String),
 }
@@ -54,7 +58,7 @@ struct Resolver {
     stream: u64,
     /// Stands for it in [`Table::said`]; of those that are connected no other has it.
     number: usize,
-    identity: Identity,
+    identity: Arc<Identity>,
     leaving: bool,
 }
 
@@ -107,10 +111,9 @@ impl Resolvers {
         }
         let observed = |resolver: &Resolver| {
             let said = said[resolver.number].cloned().unwrap_or_default();
-            let Identity { pod, node, addresses, redirect_disabled } = resolver.identity.clone();
-            let leaving = resolver.leaving;
+            let (identity, leaving) = (Arc::clone(&resolver.identity), resolver.leaving);
             let Said { ack, traffic, activity, held_since: _ } = said;
-            ResolverObserved { pod, node, addresses, redirect_disabled, leaving, ack, traffic, activity }
+            ResolverObserved { identity, leaving, ack, traffic, activity }
         };
         table.by_pod.values().map(observed).collect()
     }
@@ -133,10 +136,11 @@ impl Resolvers {
             table.remove(&pod);
             table.streams += 1;
             let (stream, number) = (table.streams, table.number());
+            let identity = Arc::new(identity);
             table.by_pod.insert(pod.clone(), Resolver { stream, number, identity, leaving: false });
             stream
         };
-        self.tell(Change::Members);
+        self.tell(Change::Many);
         Connection { resolvers: self.clone(), pod, stream }
     }
 
@@ -234,7 +238,7 @@ impl Connection {
         });
         let changed = changed.transpose()?.unwrap_or_default();
         if changed.len() > MANY {
-            self.resolvers.tell(Change::Members);
+            self.resolvers.tell(Change::Many);
         } else {
             for uid in changed {
                 self.resolvers.tell(Change::Service(uid));
@@ -317,14 +321,8 @@ impl Drop for Connection {
 /// A connected resolver, with what it says about one ElastiService.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolverObserved {
-    /// Name of its pod.
-    pub pod: String,
-    /// Name of its node.
-    pub node: String,
-    /// Addresses of its pod.
-    pub addresses: Vec<IpAddr>,
-    /// Why it does not redirect connections on its node, if it does not.
-    pub redirect_disabled: Option<String>,
+    /// What it said of itself.
+    pub identity: Arc<Identity>,
     /// It is about to stop.
     pub leaving: bool,
     /// What it has made of the state, once it has said so.
@@ -395,7 +393,8 @@ mod tests {
     }
 
     fn pods(resolvers: &Resolvers) -> Vec<(String, String)> {
-        resolvers.observed("u").into_iter().map(|resolver| (resolver.pod, resolver.node)).collect()
+        let names = |identity: &Identity| (identity.pod.clone(), identity.node.clone());
+        resolvers.observed("u").iter().map(|resolver| names(&resolver.identity)).collect()
     }
 
     #[test]
@@ -448,7 +447,7 @@ mod tests {
         let mut changes = resolvers.changes();
         let acks = |count: usize, revision| (0..count).map(|uid| (uid.to_string(), ack(revision))).collect::<Vec<_>>();
         resolver.acknowledged_all(acks(MANY + 1, 1)).unwrap();
-        assert_eq!(changes.next().await, Change::Members);
+        assert_eq!(changes.next().await, Change::Many);
         resolver.acknowledged_all(acks(MANY + 1, 1)).unwrap();
         resolver.acknowledged_all(acks(1, 2)).unwrap();
         assert_eq!(changes.next().await, Change::Service("0".into()), "what is no news is not told");

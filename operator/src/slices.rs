@@ -39,7 +39,7 @@ pub fn desired(observed: &Observed<'_>, service: &ServiceObserved, limit: usize)
     }
     let mut candidates: Vec<&ResolverObserved> = eligible(&observed.resolvers, status.revision).collect();
     if !service.local_traffic_policy && candidates.len() > limit {
-        candidates.sort_by_key(|resolver| std::cmp::Reverse(weight(observed.uid(), &resolver.pod)));
+        candidates.sort_by_key(|resolver| std::cmp::Reverse(weight(observed.uid(), &resolver.identity.pod)));
         candidates.truncate(limit);
     }
     [false, true]
@@ -48,8 +48,9 @@ pub fn desired(observed: &Observed<'_>, service: &ServiceObserved, limit: usize)
             let mut endpoints: Vec<ResolverEndpoint> = candidates
                 .iter()
                 .flat_map(|resolver| {
-                    let node = resolver.node.clone();
+                    let node = resolver.identity.node.clone();
                     resolver
+                        .identity
                         .addresses
                         .iter()
                         .map(move |address| ResolverEndpoint { address: *address, node: node.clone() })
@@ -72,8 +73,9 @@ pub fn desired(observed: &Observed<'_>, service: &ServiceObserved, limit: usize)
 /// The slices that change when resolvers which are not connected leave them. The last ones stay, for an empty slice is a
 /// refused connection for sure.
 pub fn without_silent(slices: &[&ResolverSlice], resolvers: &[ResolverObserved]) -> Vec<ResolverSlice> {
-    let connected =
-        |endpoint: &ResolverEndpoint| resolvers.iter().any(|resolver| resolver.addresses.contains(&endpoint.address));
+    let connected = |endpoint: &ResolverEndpoint| {
+        resolvers.iter().any(|resolver| resolver.identity.addresses.contains(&endpoint.address))
+    };
     let thinned = |slice: &ResolverSlice| {
         let endpoints: Vec<_> = slice.endpoints.iter().filter(|endpoint| connected(endpoint)).cloned().collect();
         let changes = !endpoints.is_empty() && endpoints != slice.endpoints;

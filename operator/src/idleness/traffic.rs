@@ -144,9 +144,9 @@ fn of_node(resolvers: &[ResolverObserved], node: &str, addresses: u64, hold: boo
                    pods of the DaemonSet elasti-resolver"
             .to_owned();
     let mut known = None;
-    for resolver in resolvers.iter().filter(|resolver| resolver.node == node && !resolver.leaving) {
+    for resolver in resolvers.iter().filter(|resolver| resolver.identity.node == node && !resolver.leaving) {
         let Some(activity) = resolver.activity.as_ref().filter(|activity| activity.endpoints == addresses) else {
-            why = format!("resolver {} has not told of the connections to the target's pods", resolver.pod);
+            why = format!("resolver {} has not told of the connections to the target's pods", resolver.identity.pod);
             continue;
         };
         if let Some(unknown) = &activity.unknown {

@@ -46,7 +46,8 @@ impl<'a> Planner<'a> {
                 continue;
             }
             self.check_after(DRAINING_LIFETIME.saturating_sub(age));
-            if endpoint.elsewhere || observed.resolvers.iter().any(|resolver| resolver.addresses.contains(&ip)) {
+            if endpoint.elsewhere || observed.resolvers.iter().any(|resolver| resolver.identity.addresses.contains(&ip))
+            {
                 self.check_after(ELSEWHERE_INTERVAL);
             } else {
                 redirected.push(endpoint);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use elasti_api::message::HoldPolicy;
 use elasti_api::v1alpha1::{ElastiService, InterceptedPort, ScaleTrigger};
@@ -11,7 +12,7 @@ use crate::autoscaler::AutoscalerState;
 use crate::observed::{
     Addressing, DrainingEndpoint, PodEndpoint, ServicePort, SourceFault, TargetObserved, TriggersObserved,
 };
-use crate::resolvers::{Ack, ResolverObserved, Traffic};
+use crate::resolvers::{Ack, Identity, ResolverObserved, Traffic};
 
 mod autoscaler;
 mod draining;
@@ -137,10 +138,12 @@ impl World {
 
     fn connect(&mut self, number: u8) {
         self.resolvers.push(ResolverObserved {
-            pod: format!("resolver-{number}"),
-            node: format!("node-{number}"),
-            addresses: vec![format!("10.244.{number}.2").parse().unwrap()],
-            redirect_disabled: None,
+            identity: Arc::new(Identity {
+                pod: format!("resolver-{number}"),
+                node: format!("node-{number}"),
+                addresses: vec![format!("10.244.{number}.2").parse().unwrap()],
+                redirect_disabled: None,
+            }),
             leaving: false,
             ack: None,
             activity: None,

@@ -121,7 +121,7 @@ impl World {
         let (status, mut resolver) = self.open(&format!("good:elasti:resolver:{pod}")).await;
         assert_eq!(status, StatusCode::OK);
         resolver.say(&hello(pod, node)).await;
-        self.until(|observed| observed.iter().any(|one| one.pod == pod && one.node == node)).await;
+        self.until(|observed| observed.iter().any(|one| one.identity.pod == pod && one.identity.node == node)).await;
         resolver
     }
 
@@ -271,7 +271,7 @@ async fn a_silent_resolver_is_gone_and_one_that_beats_stays() {
     let mut silent = world.silent_resolver("r-2", "node").await;
     let started = Instant::now();
     world.until(|observed| observed.len() == 1).await;
-    assert_eq!(world.streams.resolvers.observed("u")[0].pod, "r-1");
+    assert_eq!(world.streams.resolvers.observed("u")[0].identity.pod, "r-1");
     assert!(started.elapsed() + HEARTBEAT_TIMEOUT / 4 >= HEARTBEAT_TIMEOUT);
     silent.is_ended().await;
 }
@@ -290,7 +290,7 @@ async fn a_resolver_that_reconnects_is_known_by_its_new_stream() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let observed = world.streams.resolvers.observed("u");
-    assert_eq!((observed.len(), observed[0].node.as_str(), observed[0].ack.is_some()), (1, "new", true));
+    assert_eq!((observed.len(), observed[0].identity.node.as_str(), observed[0].ack.is_some()), (1, "new", true));
     new.say(&ResolverMessage::Leaving).await;
     assert_eq!(changes.next().await, Change::Members, "told of the first time for Leaving");
     assert!(world.streams.resolvers.observed("u")[0].leaving);

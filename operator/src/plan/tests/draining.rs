@@ -58,7 +58,7 @@ fn a_draining_address_that_somebody_else_has_is_not_told() {
     world.draining[0].elsewhere = false;
     assert_eq!(told(&mut world).len(), 1);
     let taken = world.draining[0].address.ip();
-    world.resolvers[0].addresses = vec![taken];
+    Arc::make_mut(&mut world.resolvers[0].identity).addresses = vec![taken];
     assert!(told(&mut world).is_empty(), "a resolver has it");
 }
 

@@ -52,8 +52,8 @@ fn a_resolver_that_is_gone_leaves_the_slices_though_the_leader_is_gone_with_it()
     world.holder_silent = true;
     world.settle();
     let left = |world: &World| world.slices[0].endpoints.iter().map(|endpoint| endpoint.address).collect::<Vec<_>>();
-    assert_eq!(left(&world), world.resolvers[0].addresses);
-    assert_ne!(left(&world), gone.addresses);
+    assert_eq!(left(&world), world.resolvers[0].identity.addresses);
+    assert_ne!(left(&world), gone.identity.addresses);
     world.resolvers.clear();
     world.settle();
     assert_eq!(left(&world).len(), 1, "the last one stays");

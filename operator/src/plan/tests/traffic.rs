@@ -30,7 +30,7 @@ fn tell(world: &mut World, number: u8, change: impl Fn(&mut Activity)) {
     let here = world.endpoints.iter().filter(|pod| pod.node == node).map(|pod| pod.address);
     let mut activity = Activity { endpoints: digest(here), open: Some(0), last: world.start, unknown: None };
     change(&mut activity);
-    let resolver = world.resolvers.iter_mut().find(|resolver| resolver.node == node).unwrap();
+    let resolver = world.resolvers.iter_mut().find(|resolver| resolver.identity.node == node).unwrap();
     resolver.activity = Some(activity);
 }
 
@@ -140,7 +140,7 @@ fn one_resolver_of_a_node_that_knows_is_enough() {
     let mut world = quiet();
     world.connect(2);
     let newer = world.resolvers.last_mut().unwrap();
-    newer.pod = "resolver-2-newer".into();
+    Arc::make_mut(&mut newer.identity).pod = "resolver-2-newer".into();
     world.acknowledge();
     assert!(sleeps(&mut world));
 }

@@ -35,7 +35,8 @@ use body::{Answering, Body, During};
 use goaway::{Ask, GoAway};
 use inbox::Inbox;
 use io::ClientIo;
-use upstream::Upstream;
+use reservation::Reservation;
+use upstream::{Reuse, Upstream};
 
 pub mod answer;
 pub mod body;
@@ -44,6 +45,7 @@ pub mod headers;
 pub mod inbox;
 pub mod io;
 pub mod probe;
+pub mod reservation;
 pub mod upstream;
 
 /// Pause before a request goes to a target that takes connections and closes them unread.
@@ -107,7 +109,7 @@ impl Requests {
 
     /// Forwards a request, or says why not.
     pub async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, BrokenOff> {
-        Arc::clone(&self.0).answer(request).await
+        Arc::clone(&self.0).answer(request, None).await
     }
 }
 
@@ -117,13 +119,17 @@ pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Option<Reached>, 
     let bytes = session.service.metrics().bytes.clone();
     let context = Arc::clone(&session.context);
     let inbox = (spoken == Spoken::Http1).then(Arc::<Inbox>::default);
-    let upstream = match reached {
-        // Its place goes here: a connection between two requests is no traffic, and each request takes its own.
-        Some(Reached { target, place }) => Upstream::new(spoken, target, place.backend()).await.ok(),
-        None => None,
+    let (upstream, place) = match reached {
+        Some(Reached { target, place }) => match Upstream::new(spoken, target, place.backend()).await {
+            Ok(upstream) => (Some(upstream), Some(place)),
+            Err(_) => (None, None),
+        },
+        None => (None, None),
     };
+    // A connection between two requests is no traffic: each request but the first takes a place of its own.
+    let reservation = Arc::new(Reservation::new(place));
     let ask = Ask::default();
-    let io = ClientIo::new(stream, bytes, inbox.clone());
+    let io = ClientIo::new(stream, bytes, inbox.clone()).with_reservation(Arc::clone(&reservation));
     let views = session.service.views();
     let exchange = Exchange { session: session.clone(), spoken, inbox: inbox.clone(), upstream: Mutex::new(upstream) };
     let exchange = Arc::new(exchange);
@@ -131,7 +137,8 @@ pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Option<Reached>, 
     let first = begun.clone();
     let service = service_fn(move |request| {
         first.cancel();
-        Arc::clone(&exchange).answer(request)
+        // Now, not when the answer is first polled: hyper reads on before that.
+        Arc::clone(&exchange).answer(request, reservation.take())
     });
     let leaving_idle = async {
         context.leaving.cancelled().await;
@@ -242,8 +249,8 @@ pub async fn refuse(spoken: Spoken, stream: TcpStream, service: &Service, reason
 }
 
 impl Exchange {
-    /// Forwards a request, or says why not.
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, BrokenOff> {
+    /// Forwards a request, or says why not; `place` is one at the backend of the client's own connection, if it has one already.
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, mut place: Option<Place>) -> Result<Response<Body>, BrokenOff> {
         let since = Instant::now();
         let answering = self.inbox.as_ref().map(Answering::new);
         let Session { service, client, .. } = &self.session;
@@ -262,7 +269,7 @@ impl Exchange {
         let mut request = Request::from_parts(parts, body);
         let upgrade = hyper::upgrade::on(&mut request);
         let (response, place) = loop {
-            let (mut upstream, place) = match self.upstream(since).await {
+            let (mut upstream, place) = match self.upstream(since, place.take()).await {
                 Ok(reached) => reached,
                 Err(reason) => {
                     service.close(reason);
@@ -326,8 +333,8 @@ impl Exchange {
         self.inbox.as_ref().is_some_and(|inbox| direct() && inbox.is_all(length))
     }
 
-    /// A connection for the next request, however long it takes: the client's own if it is still good.
-    async fn upstream(&self, since: Instant) -> Result<(Upstream, Place), Closed> {
+    /// A connection for the next request, however long it takes: the client's own if it is still good, and gets a place.
+    async fn upstream(&self, since: Instant, place: Option<Place>) -> Result<(Upstream, Place), Closed> {
         let Session { service, port, client, context } = &self.session;
         let (policy, targets) = {
             let views = service.views();
@@ -339,33 +346,27 @@ impl Exchange {
         // Streams of one connection wait for one dial, each for its own time.
         let left = || policy.timeout.saturating_sub(since.elapsed());
         let mut own = timeout(left(), self.upstream.lock()).await.map_err(|_| Closed::Timeout)?;
-        if let Some(mut upstream) = own.take()
-            && targets.contains(&upstream.backend())
+        let mut known = own.take().filter(|upstream| targets.contains(&upstream.backend()));
+        if let Some(mut upstream) = known.take()
             && upstream.usable().await
-            && let Some(place) = service.load().take(&[upstream.backend()], concurrency.limit())
         {
-            *own = upstream.share();
-            return Ok((upstream, place));
-        }
-        loop {
-            if left().is_zero() {
-                return Err(Closed::DialFailed);
+            let backend = upstream.backend();
+            let place = place.filter(|place| place.backend() == backend);
+            if let Some(place) = place.or_else(|| service.load().take(&[backend], concurrency.limit())) {
+                *own = upstream.share();
+                return Ok((upstream, place));
             }
-            let seeker = Seeker { service, port: *port, dialer: context.dialer, client: *client, concurrency, since };
-            // hyper drops the request when the client leaves.
-            let Reached { target, place } = hold::reach(&seeker, std::future::pending()).await?;
-            match Upstream::new(self.spoken, target, place.backend()).await {
-                Ok(upstream) => {
-                    *own = upstream.share();
-                    return Ok((upstream, place));
-                }
-                Err(error) => {
-                    tracing::debug!(backend = %place.backend(), %error, "the target closed a new connection");
-                    place.failed();
-                    sleep(RETRY_PAUSE).await;
-                }
-            }
+            known = Some(upstream);
         }
+        if left().is_zero() {
+            return Err(Closed::DialFailed);
+        }
+        let dialer = Reuse::new(known, context.dialer, self.spoken);
+        let seeker = Seeker { service, port: *port, dialer, client: *client, concurrency, since };
+        // hyper drops the request when the client leaves.
+        let Reached { target: upstream, place } = hold::reach(&seeker, std::future::pending()).await?;
+        *own = upstream.share();
+        Ok((upstream, place))
     }
 }
 

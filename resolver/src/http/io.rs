@@ -16,6 +16,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::goaway::GoAway;
 use super::inbox::Inbox;
+use super::reservation::Reservation;
 use crate::protocol;
 
 /// A client that has begun a head and not ended it after this long is given up: the default of nginx
@@ -43,12 +44,22 @@ pub struct ClientIo {
     unfit: Option<Vec<u8>>,
     /// Absent for HTTP/1, and where nobody is handed over.
     goaway: Option<GoAway>,
+    /// Absent where there is none, or once the client has been waited for.
+    reservation: Option<Arc<Reservation>>,
 }
 
 impl ClientIo {
     /// Counts what passes in `bytes`.
     pub fn new(stream: TcpStream, bytes: IntCounter, inbox: Option<Arc<Inbox>>) -> Self {
-        Self { stream: Some(stream), bytes, inbox, late: None, closing: None, unfit: None, goaway: None }
+        let stream = Some(stream);
+        Self { stream, bytes, inbox, late: None, closing: None, unfit: None, goaway: None, reservation: None }
+    }
+
+    /// Gives this back when the client has to be waited for.
+    #[must_use]
+    pub fn with_reservation(mut self, reservation: Arc<Reservation>) -> Self {
+        self.reservation = Some(reservation);
+        self
     }
 
     /// Puts a GOAWAY between the frames when it is asked for.
@@ -106,6 +117,7 @@ impl Read for ClientIo {
         let room = buf.remaining().min(CHUNK);
         let mut read = ReadBuf::uninit(&mut chunk[..room]);
         if self.stream()?.poll_read(cx, &mut read)?.is_pending() {
+            drop(self.reservation.take().and_then(|reservation| reservation.take()));
             if self.is_late(cx) {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }

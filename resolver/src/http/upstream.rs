@@ -4,6 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
+use crate::forward::{Connect, Dialer};
 use crate::protocol::Spoken;
 
 /// A connection that was idle for longer is not used again: a target may be closing it at this moment, and a request that
@@ -87,6 +89,41 @@ impl Upstream {
         };
         self.used = Instant::now();
         response
+    }
+}
+
+/// Opens connections to the target that speak what the client speaks, or brings the client's own back to its backend.
+#[derive(Debug)]
+pub struct Reuse {
+    own: Mutex<Option<Upstream>>,
+    dialer: Dialer,
+    spoken: Spoken,
+}
+
+impl Reuse {
+    /// With the client's own connection, if it has one.
+    pub fn new(own: Option<Upstream>, dialer: Dialer, spoken: Spoken) -> Self {
+        Self { own: Mutex::new(own), dialer, spoken }
+    }
+
+    fn own(&self, backend: SocketAddr) -> Option<Upstream> {
+        // Taking leaves nothing half done, so a poisoned lock still guards a sound value.
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        own.take_if(|own| own.backend() == backend)
+    }
+}
+
+impl Connect for Reuse {
+    type Connection = Upstream;
+
+    async fn connect(&self, address: SocketAddr, header: &[u8], within: Duration) -> io::Result<Upstream> {
+        if let Some(mut own) = self.own(address)
+            && own.usable().await
+        {
+            return Ok(own);
+        }
+        let stream = self.dialer.connect(address, header, within).await?;
+        Upstream::new(self.spoken, stream, address).await.map_err(io::Error::other)
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use elasti_api::message::{HoldPolicy, Mode, ServiceState};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::backend::backend;
 use crate::world::{World, dial, free_port, is_reset, soon, state};
@@ -434,9 +434,11 @@ async fn no_target_sees_a_request_that_a_client_smuggled() {
 async fn no_more_requests_than_the_limit_are_open_to_a_backend() {
     let zero = Zero::new(HoldPolicy { concurrency: Some(2), ..HoldPolicy::default() }).await;
     let (open, most) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
-    let counts = (Arc::clone(&open), Arc::clone(&most));
+    let dialled = Arc::new(AtomicU32::new(0));
+    let counts = (Arc::clone(&open), Arc::clone(&most), Arc::clone(&dialled));
     let counting = backend(move |mut stream| {
         let (open, most) = (Arc::clone(&counts.0), Arc::clone(&counts.1));
+        counts.2.fetch_add(1, Ordering::SeqCst);
         async move {
             while head(&mut stream).await.is_some() {
                 most.fetch_max(open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
@@ -460,6 +462,56 @@ async fn no_more_requests_than_the_limit_are_open_to_a_backend() {
         assert_eq!(response(client).await.1, "ok");
     }
     assert_eq!(most.load(Ordering::SeqCst), 2);
+    assert_eq!(dialled.load(Ordering::SeqCst), 10, "each client's connection was of use to it");
+}
+
+#[tokio::test]
+async fn a_client_that_is_slow_to_ask_keeps_no_place() {
+    let zero = Zero::new(HoldPolicy { concurrency: Some(1), ..HoldPolicy::default() }).await;
+    let (address, _asked) = target(OK).await;
+    let (mut slow, mut quick) = (dial(zero.port).await, dial(zero.port).await);
+    slow.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+    zero.world.operator.hears_held("a", 2).await;
+    zero.set(&[address]);
+    assert_eq!(ask(&mut quick, GET).await.1, "ok");
+    slow.write_all(b"host: a\r\n\r\n").await.unwrap();
+    assert_eq!(response(&mut slow).await.1, "ok");
+}
+
+#[tokio::test]
+async fn a_client_whose_request_had_to_wait_for_a_place_keeps_its_connection() {
+    let zero = Zero::new(HoldPolicy { concurrency: Some(1), ..HoldPolicy::default() }).await;
+    let (dialled, answer) = (Arc::new(AtomicU32::new(0)), Arc::new(Semaphore::new(0)));
+    let (asked, mut questions) = mpsc::unbounded_channel();
+    let shared = (Arc::clone(&dialled), Arc::clone(&answer));
+    let slow = backend(move |mut stream| {
+        let (answer, asked) = (Arc::clone(&shared.1), asked.clone());
+        shared.0.fetch_add(1, Ordering::SeqCst);
+        async move {
+            while head(&mut stream).await.is_some() {
+                asked.send(()).unwrap();
+                answer.acquire().await.unwrap().forget();
+                stream.write_all(OK).await.unwrap();
+            }
+        }
+    })
+    .await;
+    zero.set(&[slow]);
+    let (mut first, mut second) = (dial(zero.port).await, dial(zero.port).await);
+    for client in [&mut first, &mut second] {
+        answer.add_permits(1);
+        assert_eq!(ask(client, GET).await.1, "ok");
+        soon(questions.recv()).await.unwrap();
+    }
+    first.write_all(GET.as_bytes()).await.unwrap();
+    soon(questions.recv()).await.unwrap();
+    second.write_all(GET.as_bytes()).await.unwrap();
+    zero.world.metric_is("elasti_resolver_requests_total", "", 4.0).await;
+    answer.add_permits(2);
+    for client in [&mut first, &mut second] {
+        assert_eq!(response(client).await.1, "ok");
+    }
+    assert_eq!(dialled.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]

@@ -6,7 +6,6 @@
 #![allow(dead_code, unreachable_pub, reason = "modules of the resolver, of which not all is looked at here")]
 #![allow(clippy::unwrap_used, reason = "it fails by panicking")]
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -20,6 +19,8 @@ use shuttle::thread;
 
 #[path = "../src/balance.rs"]
 mod balance;
+#[path = "../src/ports.rs"]
+mod ports;
 #[path = "../src/service.rs"]
 mod service;
 
@@ -30,8 +31,9 @@ mod sync {
 }
 
 use crate::balance::Load;
+use crate::ports::PortView;
 use crate::report::Board;
-use crate::service::{PortView, Service, View};
+use crate::service::{Service, View};
 
 /// Orders that are tried, by chance, of each.
 const ORDERS: usize = 5_000;
@@ -129,7 +131,7 @@ fn who_is_held_at_the_moment_of_a_wake_hears_of_it() {
     let service = service(&Board::default());
     let view = |targets: &[&str]| {
         let targets = targets.iter().map(|target| target.parse().unwrap()).collect();
-        View { ports: BTreeMap::from([(PORT, PortView { targets, ..PortView::default() })]), ..View::default() }
+        View { ports: [(PORT, PortView { targets, ..PortView::default() })].into(), ..View::default() }
     };
     service.set(view(&[]));
     let connection = {

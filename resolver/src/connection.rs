@@ -83,9 +83,8 @@ pub struct Client {
 impl Client {
     fn of(stream: &TcpStream, service: &Service, port: u16) -> io::Result<Self> {
         let address = canonical(stream.peer_addr()?);
-        let views = service.views();
-        let view = views.borrow();
-        let destinations = view.ports.get(&port).map(|port| Arc::clone(&port.destinations)).unwrap_or_default();
+        let view = service.view();
+        let destinations = view.ports.get(port).map(|port| Arc::clone(&port.destinations)).unwrap_or_default();
         let destination = destinations.iter().find(|destination| destination.is_ipv4() == address.is_ipv4());
         let destination = destination.copied().map_or_else(|| stream.local_addr().map(canonical), Ok)?;
         Ok(Self { address, destination })
@@ -113,9 +112,8 @@ pub async fn serve<P>(service: Arc<Service>, port: u16, stream: TcpStream, conte
         return;
     };
     let (protocol, wakes, policy, probed) = {
-        let views = service.views();
-        let view = views.borrow();
-        let (protocol, wakes) = view.ports.get(&port).map(|port| (port.protocol, port.wakes)).unwrap_or_default();
+        let view = service.view();
+        let (protocol, wakes) = view.ports.get(port).map(|port| (port.protocol, port.wakes)).unwrap_or_default();
         (protocol, wakes, view.hold, view.probes.is_some())
     };
     if wakes != Wakes::Connection {
@@ -188,7 +186,7 @@ pub async fn turn_away(service: Arc<Service>, port: u16, stream: TcpStream, cont
 
 /// What is spoken on `port`, as far as anybody has said.
 fn said(service: &Service, port: u16) -> Protocol {
-    service.views().borrow().ports.get(&port).map(|port| port.protocol).unwrap_or_default()
+    service.view().ports.get(port).map(|port| port.protocol).unwrap_or_default()
 }
 
 /// Bounds what the kernel takes of what the peer sends. It fails for no socket that is open.
@@ -315,7 +313,7 @@ async fn first_deed(
         biased;
         shown = shown(stream, said(service, port)) => shown.ok().flatten().map(Some).ok_or(Closed::ClientLeft),
         () = silence => Ok(None),
-        _ = views.wait_for(|view| view.direct || !view.ports.contains_key(&port)) => Ok(None),
+        _ = views.wait_for(|view| view.direct || !view.ports.contains(port)) => Ok(None),
         () = left => Err(Closed::Shutdown),
         () = sleep(most) => Err(Closed::Timeout),
     }

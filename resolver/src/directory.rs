@@ -86,7 +86,7 @@ impl Directory {
             return BTreeSet::new();
         }
         let uid = state.uid.clone();
-        self.services.insert(uid.clone(), Arc::new(state));
+        self.services.insert(uid.clone(), Arc::new(compact(state)));
         self.note(&uid, Some(fingerprint));
         BTreeSet::from([uid])
     }
@@ -131,6 +131,18 @@ impl Directory {
             self.summary.add(part, fingerprint);
         }
     }
+}
+
+/// Lists that were read grow by doubling, from four on; most have one element, and there are tens of thousands of them.
+fn compact(mut state: ServiceState) -> ServiceState {
+    state.ports.shrink_to_fit();
+    state.cluster_ips.shrink_to_fit();
+    state.fallback.shrink_to_fit();
+    for port in &mut state.ports {
+        port.backends.shrink_to_fit();
+        port.draining.shrink_to_fit();
+    }
+    state
 }
 
 #[cfg(test)]
@@ -239,6 +251,17 @@ mod tests {
         assert!(["b", "c"].iter().all(|uid| part(uid) != part("a")));
         let end = OperatorMessage::SnapshotEnd { uids: vec!["b".into()], unchanged };
         assert_eq!(uids(&apply(&mut directory, LEADER, end)), ["c"]);
+    }
+
+    #[test]
+    fn a_state_keeps_no_more_room_than_it_needs() {
+        let mut state = service_state("a", 1, 20_000);
+        state.ports.reserve_exact(3);
+        state.cluster_ips.reserve_exact(3);
+        let mut directory = Directory::default();
+        apply(&mut directory, LEADER, OperatorMessage::Service(Box::new(state)));
+        let kept = &directory.services()["a"];
+        assert_eq!((kept.ports.capacity(), kept.cluster_ips.capacity()), (1, 1));
     }
 
     #[test]

@@ -18,7 +18,8 @@ use tokio::time::{sleep, sleep_until, timeout};
 use crate::balance::{Load, Place};
 use crate::connection::Client;
 use crate::forward::{Connect, Dialer};
-use crate::service::{PortView, Service, View};
+use crate::ports::PortView;
+use crate::service::{Service, View};
 
 /// A target that is up answers a dial within this, so a connection to it is never counted as held; one that takes
 /// longer may be gone, and the operators must know that somebody waits. Half a packet's retransmission time (200 ms).
@@ -185,7 +186,7 @@ pub async fn reach<C: Connect>(
         () = left => Err(Closed::ClientLeft),
         () = ended(end) => {
             held.failed();
-            let reachable = service.views().borrow().reachable(port);
+            let reachable = service.view().reachable(port);
             Err(if reachable { Closed::DialFailed } else { Closed::Timeout })
         }
     }
@@ -207,7 +208,7 @@ async fn dial<C: Connect>(
 ) -> Result<Reached<C::Connection>, Closed> {
     let (mut within, mut pause) = (DIAL_MIN, PAUSE_MIN);
     loop {
-        let port = views.borrow_and_update().ports.get(&seeker.port).cloned().ok_or(Closed::Removed)?;
+        let port = views.borrow_and_update().ports.get(seeker.port).cloned().ok_or(Closed::Removed)?;
         tokio::select! {
             reached = round(seeker, &port, within, pause) => {
                 if let Some(reached) = reached {
@@ -259,7 +260,7 @@ async fn round<C: Connect>(
 
 /// Waits until the port has other targets.
 async fn changed(views: &mut watch::Receiver<View>, port: u16, old: &PortView) -> Result<(), Closed> {
-    let changed = views.wait_for(|view| view.ports.get(&port) != Some(old)).await;
+    let changed = views.wait_for(|view| view.ports.get(port) != Some(old)).await;
     changed.map(drop).map_err(|_| Closed::Removed)
 }
 

@@ -104,7 +104,7 @@ impl Requests {
     /// Whether the Service still has the port.
     pub fn is_current(&self) -> bool {
         let Session { service, port, .. } = &self.0.session;
-        service.views().borrow().ports.contains_key(port)
+        service.view().ports.contains(*port)
     }
 
     /// Forwards a request, or says why not.
@@ -206,7 +206,7 @@ fn is_malformed(error: &hyper::Error) -> bool {
 /// Forwards the rest of a connection as bytes, of which `unread` come first: hyper would not pass them on as they are.
 async fn forward_bytes(session: &Session, stream: TcpStream, unread: &[u8]) {
     let Session { service, port, client, context } = session;
-    let concurrency = &Concurrency::of_connections(service.views().borrow().hold.concurrency);
+    let concurrency = &Concurrency::of_connections(service.view().hold.concurrency);
     let since = Instant::now();
     let seeker = Seeker { service, port: *port, dialer: context.dialer, client: *client, concurrency, since };
     let broken = async { drop(stream.ready(Interest::ERROR).await) };
@@ -250,7 +250,11 @@ pub async fn refuse(spoken: Spoken, stream: TcpStream, service: &Service, reason
 
 impl Exchange {
     /// Forwards a request, or says why not; `place` is one at the backend of the client's own connection, if it has one already.
-    async fn answer(self: Arc<Self>, request: Request<Incoming>, mut place: Option<Place>) -> Result<Response<Body>, BrokenOff> {
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        mut place: Option<Place>,
+    ) -> Result<Response<Body>, BrokenOff> {
         let since = Instant::now();
         let answering = self.inbox.as_ref().map(Answering::new);
         let Session { service, client, .. } = &self.session;
@@ -319,7 +323,7 @@ impl Exchange {
     /// The answer to a request that the target shall not be woken for. It is no traffic.
     fn probed(&self, request: &Request<Incoming>) -> Option<Response<Body>> {
         let service = &self.session.service;
-        let rules = service.views().borrow().probes.clone()?;
+        let rules = service.view().probes.clone()?;
         let response = probe::answer(&rules, request)?;
         service.metrics().probes.inc();
         Some(response)
@@ -329,7 +333,7 @@ impl Exchange {
     /// being answered.
     fn hands_over(&self, length: Option<u64>) -> bool {
         let Session { service, context, .. } = &self.session;
-        let direct = || service.views().borrow().direct || context.leaving.is_cancelled();
+        let direct = || service.view().direct || context.leaving.is_cancelled();
         self.inbox.as_ref().is_some_and(|inbox| direct() && inbox.is_all(length))
     }
 
@@ -337,9 +341,8 @@ impl Exchange {
     async fn upstream(&self, since: Instant, place: Option<Place>) -> Result<(Upstream, Place), Closed> {
         let Session { service, port, client, context } = &self.session;
         let (policy, targets) = {
-            let views = service.views();
-            let view = views.borrow();
-            (view.hold, view.ports.get(port).map(|port| Arc::clone(&port.targets)))
+            let view = service.view();
+            (view.hold, view.ports.get(*port).map(|port| Arc::clone(&port.targets)))
         };
         let targets = targets.ok_or(Closed::Removed)?;
         let concurrency = &Concurrency::of_requests(policy.concurrency);
@@ -357,6 +360,9 @@ impl Exchange {
                 return Ok((upstream, place));
             }
             known = Some(upstream);
+        } else {
+            // Else it would be waited for by whom it belongs to.
+            drop(place);
         }
         if left().is_zero() {
             return Err(Closed::DialFailed);

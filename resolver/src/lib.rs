@@ -3,7 +3,7 @@
 //!
 //! Reading order: [`directory`] (what the operators said), [`fallback`] (whom to believe when they are silent),
 //! [`supervisor`] (makes it so: listeners, redirects, acknowledgements), [`service`] (what the connections of one
-//! Service share), [`listener`], [`capacity`], [`hold`] and [`forward`] (the life of one connection), [`readiness`] (asks
+//! Service share; [`ports`]), [`listener`], [`capacity`], [`hold`] and [`forward`] (the life of one connection), [`readiness`] (asks
 //! starting pods), [`tracking`] (what is known of connections to pods), [`report`] (what flows back to the operators), [`stream`]
 //! (the wire), [`app`] (the wiring), [`config`].
 //!
@@ -25,6 +25,7 @@ pub mod http;
 pub mod interception;
 pub mod listener;
 pub mod metrics;
+pub mod ports;
 pub mod protocol;
 pub mod proxy;
 pub mod proxy_protocol;

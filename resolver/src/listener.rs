@@ -1,6 +1,7 @@
 //! One listening socket per interception port. It is there as long as the ElastiService has the port, in both modes:
 //! a connection that comes late over a stale rule of kube-proxy still gets through.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::capacity::{self, Share};
 use crate::connection::{self, Context};
@@ -23,15 +24,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// An open listener; closed when dropped. Connections that it accepted live on.
 #[derive(Debug)]
-pub struct Listener(#[expect(dead_code, reason = "closes the listener when dropped")] DropGuard);
+pub struct Listener(#[expect(dead_code, reason = "closes the listener when dropped")] AbortOnDropHandle<()>);
 
 impl Listener {
     /// Listens on `port` for connections to `service`; those beyond its share are reset.
-    pub fn open(port: u16, service: Arc<Service>, context: Context, share: Share) -> io::Result<Self> {
+    pub fn open(port: u16, service: Arc<Service>, context: Arc<Context>, share: Share) -> io::Result<Self> {
         let listener = bind(port)?;
-        let closed = CancellationToken::new();
-        tokio::spawn(accept(listener, port, service, Arc::new(context), share, closed.clone()));
-        Ok(Self(closed.drop_guard()))
+        Ok(Self(AbortOnDropHandle::new(tokio::spawn(accept(listener, port, service, context, share)))))
     }
 }
 
@@ -57,35 +56,60 @@ fn bind_to(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-async fn accept(
+/// Accepts until it is dropped.
+///
+/// There are tens of thousands of these, most of which never accept anything: `TcpListener::accept` would keep room for several who
+/// wait, and a pause is rare.
+#[expect(clippy::manual_async_fn, reason = "an async function holds what it is given twice")]
+fn accept(
     listener: TcpListener,
     port: u16,
     service: Arc<Service>,
     context: Arc<Context>,
     share: Share,
-    closed: CancellationToken,
-) {
-    let mut failing = false;
-    while let Some(accepted) = closed.run_until_cancelled(listener.accept()).await {
-        match accepted {
-            Ok((client, _)) => {
-                failing = false;
-                let Ok(permit) = share.admit() else {
-                    let refused = connection::turn_away(Arc::clone(&service), port, client, Arc::clone(&context));
-                    context.connections.spawn(refused);
-                    continue;
-                };
-                let connection = connection::serve(Arc::clone(&service), port, client, Arc::clone(&context), permit);
-                context.connections.spawn(connection);
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(port, %error, "cannot accept connections");
+) -> impl Future<Output = ()> + Send {
+    async move {
+        let mut failing = false;
+        loop {
+            match poll_fn(|cx| listener.poll_accept(cx)).await {
+                Ok((client, _)) => {
+                    failing = false;
+                    let (service, context) = (Arc::clone(&service), Arc::clone(&context));
+                    let connections = context.connections.clone();
+                    match share.admit() {
+                        Ok(permit) => connections.spawn(connection::serve(service, port, client, context, permit)),
+                        Err(_) => connections.spawn(connection::turn_away(service, port, client, context)),
+                    };
                 }
-                if capacity::exhausted(&error) && !share.refuse(&listener) {
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(port, %error, "cannot accept connections");
+                    }
+                    if capacity::exhausted(&error) && !share.refuse(&listener) {
+                        Box::pin(tokio::time::sleep(ACCEPT_PAUSE)).await;
+                    }
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capacity::{Capacity, Limits};
+    use crate::metrics::Metrics;
+    use crate::report::Board;
+
+    /// There are as many of these as ports of ElastiServices in the cluster. With what the runtime adds it takes 256 bytes.
+    #[tokio::test]
+    async fn an_idle_port_costs_little() {
+        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+        let limits = Limits { descriptors: 1000, memory: None, conntrack: None };
+        let share = Capacity::new(limits, metrics.clone()).share();
+        let service = Arc::new(Service::new("n", "s", metrics, Board::default().news()));
+        let context = Arc::new(Context::new(forward::Dialer::default()));
+        let accepting = accept(bind(0).unwrap(), 1, service, context, share);
+        assert!(size_of_val(&accepting) <= 176, "{} bytes", size_of_val(&accepting));
     }
 }

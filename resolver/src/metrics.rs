@@ -1,6 +1,7 @@
 //! Every metric of the resolver. The registry is passed in; label values go away with their Service.
 
-use std::sync::OnceLock;
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -31,7 +32,19 @@ const SWITCHES: [&str; 2] = ["enabled", "disabled"];
 
 /// All metrics; clones are the same metrics.
 #[derive(Clone, Debug)]
-pub struct Metrics {
+pub struct Metrics(Arc<Series>);
+
+impl Deref for Metrics {
+    type Target = Series;
+
+    fn deref(&self) -> &Series {
+        &self.0
+    }
+}
+
+/// What [`Metrics`] consists of.
+#[derive(Debug)]
+pub struct Series {
     held: IntGaugeVec,
     forwarding: IntGaugeVec,
     accepted: IntCounterVec,
@@ -67,7 +80,7 @@ impl Metrics {
         let name = |name: &str| format!("elasti_resolver_{name}");
         let by_service = |suffix: &str, help: &str| IntGaugeVec::new(Opts::new(name(suffix), help), &SERVICE);
         let counted = |suffix: &str, help: &str| IntCounterVec::new(Opts::new(name(suffix), help), &SERVICE);
-        let metrics = Self {
+        let metrics = Self(Arc::new(Series {
             held: by_service("held_connections", "Connections that wait for the target.")?,
             forwarding: by_service("forwarded_connections", "Connections that are forwarded now.")?,
             accepted: counted("accepted_connections_total", "Connections accepted.")?,
@@ -142,7 +155,7 @@ impl Metrics {
                 name("newer_version_messages_total"),
                 "Messages ignored because a newer operator sent them.",
             )?,
-        };
+        }));
         metrics.collectors().into_iter().try_for_each(|collector| registry.register(collector))?;
         Ok(metrics)
     }

@@ -142,12 +142,11 @@ impl Proxy {
             .find(|service| service.is(namespace, name))
             .ok_or_else(|| format!("no ElastiService names the Service {namespace}/{name}"))?;
         let port = {
-            let views = service.views();
-            let ports = &views.borrow().ports;
-            let numbered = |number: u16| ports.iter().find(|(_, port)| port.number == number).map(|(own, _)| *own);
+            let ports = service.view().ports.clone();
+            let numbered = |number: u16| ports.iter().find(|(_, port)| port.number == number).map(|(own, _)| own);
             match wanted.port {
                 Some(number) => numbered(number),
-                None => numbered(80).or_else(|| ports.keys().next().copied().filter(|_| ports.len() == 1)),
+                None => numbered(80).or_else(|| ports.iter().next().map(|(own, _)| own).filter(|_| ports.count() == 1)),
             }
         };
         let port = port.ok_or_else(|| match wanted.port {

@@ -178,7 +178,7 @@ impl Questions<'_> {
     }
 
     fn pause(&self, refused: bool) -> Duration {
-        let asking = self.service.views().borrow().asking;
+        let asking = self.service.view().asking;
         self.asker.pause(self.since.elapsed(), asking, refused)
     }
 }

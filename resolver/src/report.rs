@@ -103,7 +103,8 @@ struct Entry {
     ack: Option<Ack>,
     /// The fingerprint of the state that is in effect, if it is so as the state asks.
     as_asked: Option<u64>,
-    activity: Option<Activity>,
+    /// Boxed: few Services have pods on this node.
+    activity: Option<Box<Activity>>,
 }
 
 /// All Services, in the order in which they have last changed: a stream looks at those that are behind its place, so that what it
@@ -255,8 +256,8 @@ impl Board {
         for (uid, activity) in activity {
             let Some(number) = entries.numbers.get(&uid).copied() else { continue };
             let Some(entry) = entries.services.get_mut(&number) else { continue };
-            let changed = entry.activity.as_ref() != Some(&activity);
-            entry.activity = Some(activity);
+            let changed = entry.activity.as_deref() != Some(&activity);
+            entry.activity = Some(Box::new(activity));
             entries.active.insert(number);
             if changed {
                 entries.touch(number);
@@ -401,7 +402,7 @@ struct SentOfOne {
     ack: Option<Ack>,
     traffic: Option<Traffic>,
     /// And when.
-    activity: Option<(Activity, Instant)>,
+    activity: Option<Box<(Activity, Instant)>>,
 }
 
 impl Sent {
@@ -427,7 +428,7 @@ impl Sent {
         if regular && let Some(activity) = &entry.activity {
             due.extend(sent.activity_due(&entry.uid, activity, now));
         }
-        if sent.lacks(traffic, entry.activity.as_ref()) {
+        if sent.lacks(traffic, entry.activity.as_deref()) {
             self.later.insert(number);
         } else {
             self.later.remove(&number);
@@ -444,7 +445,7 @@ impl Sent {
 impl SentOfOne {
     /// Whether there is anything that could wait and has not been told.
     fn lacks(&self, traffic: Traffic, activity: Option<&Activity>) -> bool {
-        let told = self.activity.as_ref().map(|(told, _)| told);
+        let told = self.activity.as_deref().map(|(told, _)| told);
         self.traffic != Some(traffic) || activity.is_some_and(|activity| told != Some(activity))
     }
 
@@ -474,13 +475,13 @@ impl SentOfOne {
 
     fn activity_due(&mut self, uid: &str, activity: &Activity, now: Instant) -> Option<ResolverMessage> {
         let interval = activity.interval.max(ACTIVITY_INTERVAL);
-        let due = self.activity.as_ref().is_none_or(|(before, at)| {
+        let due = self.activity.as_deref().is_none_or(|(before, at)| {
             activity.is_news(before) || (activity != before && now.saturating_duration_since(*at) >= interval)
         });
         if !due {
             return None;
         }
-        self.activity = Some((activity.clone(), now));
+        self.activity = Some(Box::new((activity.clone(), now)));
         let Activity { endpoints, open, opened, last, interval: _, unknown } = activity.clone();
         let idle = now.saturating_duration_since(last);
         let idle_ms = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use elasti_api::cidr::Cidr;
-use elasti_api::message::{HoldPolicy, Protocol, Wakes};
+use elasti_api::message::HoldPolicy;
 use elasti_api::probe::ProbeRules;
 use elasti_api::readiness::StartingPod;
 use tokio::sync::watch;
@@ -19,6 +19,7 @@ use crate::balance::Load;
 use crate::breaker::Breaker;
 use crate::hold::Closed;
 use crate::metrics::{Metrics, ServiceMetrics};
+use crate::ports::{PortView, Ports};
 use crate::report::{News, Traffic};
 use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard};
 use crate::wake::{Episode, Timeline};
@@ -29,7 +30,7 @@ pub struct View {
     /// How connections are held.
     pub hold: HoldPolicy,
     /// The interception ports. One that is absent is no more.
-    pub ports: BTreeMap<u16, PortView>,
+    pub ports: Ports,
     /// Clients can reach the target directly: those that can be sent there shall be.
     pub direct: bool,
     /// Requests that are answered in place of the target; absent if there are none.
@@ -51,27 +52,10 @@ pub struct Starting {
     pub targets: BTreeMap<u16, Vec<SocketAddr>>,
 }
 
-/// What connections need to know of an interception port.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PortView {
-    /// The number of the port in the Service.
-    pub number: u16,
-    /// Where connections go; nowhere yet if empty.
-    pub targets: Arc<[SocketAddr]>,
-    /// What is spoken on it, as far as anybody has said.
-    pub protocol: Protocol,
-    /// Connections to the target begin with a PROXY protocol header.
-    pub proxy_protocol: bool,
-    /// What a client must have done before its connection is held, or forwarded while the target is intercepted.
-    pub wakes: Wakes,
-    /// What clients have dialled: the Service's cluster IPs with the port of the Service.
-    pub destinations: Arc<[SocketAddr]>,
-}
-
 impl View {
     /// Whether a connection to `port` has somewhere to go.
     pub fn reachable(&self, port: u16) -> bool {
-        self.ports.get(&port).is_some_and(|port| !port.targets.is_empty())
+        self.ports.get(port).is_some_and(|port| !port.targets.is_empty())
     }
 }
 
@@ -87,11 +71,19 @@ impl Said {
     /// What is in force: starting pods that are ready stand in where the operators know of no ready one.
     fn view(&self) -> View {
         let mut view = self.view.clone();
-        for (interception_port, port) in view.ports.iter_mut().filter(|(_, port)| port.targets.is_empty()) {
-            let ready = self.view.starting.iter().filter(|starting| self.ready.contains(&starting.pod.uid));
-            let targets = ready.filter_map(|starting| starting.targets.get(interception_port)).flatten();
-            port.targets = targets.copied().collect();
+        if self.ready.is_empty() {
+            return view;
         }
+        let stand_in = |(number, port): (u16, &PortView)| {
+            let mut port = port.clone();
+            if port.targets.is_empty() {
+                let ready = self.view.starting.iter().filter(|starting| self.ready.contains(&starting.pod.uid));
+                let targets = ready.filter_map(|starting| starting.targets.get(&number)).flatten();
+                port.targets = targets.copied().collect();
+            }
+            (number, port)
+        };
+        view.ports = self.view.ports.iter().map(stand_in).collect();
         view
     }
 }
@@ -102,8 +94,8 @@ struct Waiting {
     /// Present while `held` is not zero.
     episode: Option<Episode>,
     breaker: Breaker,
-    /// What the breaker was last told of: the backends of each port.
-    targets: BTreeMap<u16, Arc<[SocketAddr]>>,
+    /// Whose targets the breaker was last told of.
+    ports: Ports,
 }
 
 /// One ElastiService.
@@ -151,6 +143,11 @@ impl Service {
         self.metrics.get_or_init(|| Box::new(self.all_metrics.service(&self.namespace, &self.name)))
     }
 
+    /// What is in force now. Not to be kept: who would change it waits.
+    pub fn view(&self) -> watch::Ref<'_, View> {
+        self.view.borrow()
+    }
+
     /// Follows the view.
     pub fn views(&self) -> watch::Receiver<View> {
         self.view.subscribe()
@@ -183,15 +180,14 @@ impl Service {
                 if !view.starting.is_empty() {
                     episode.addressed(now);
                 }
-                if view.ports.values().any(|port| !port.targets.is_empty()) {
+                if view.ports.iter().any(|(_, port)| !port.targets.is_empty()) {
                     episode.ready(now);
                 }
             }
-            let targets = view.ports.iter().map(|(port, view)| (*port, Arc::clone(&view.targets))).collect();
-            if waiting.targets != targets {
-                waiting.targets = targets;
+            if !waiting.ports.lead_where(&view.ports) {
                 self.close_breaker(&mut waiting);
             }
+            waiting.ports = view.ports.clone();
         }
         self.view.send_if_modified(|old| {
             let changed = *old != view;
@@ -481,7 +477,7 @@ mod tests {
         assert_eq!((service.breaker_open(), service.metrics().breaker_open.get()), (true, 1));
         assert_eq!(service.traffic().held, 1, "the operators are told that somebody waits");
         let port = PortView { targets: ["10.0.0.1:80".parse().unwrap()].into(), ..PortView::default() };
-        service.set(View { ports: BTreeMap::from([(1, port)]), ..View::default() });
+        service.set(View { ports: [(1, port)].into(), ..View::default() });
         let second = service.hold(Instant::now(), 9);
         assert!(second.is_ok() && !service.breaker_open());
         drop((probe, second));
@@ -542,7 +538,7 @@ mod tests {
             waiting.episode.as_mut().unwrap().forwarded(Instant::now()).unwrap().ready
         };
         let port = PortView { targets: ["10.0.0.1:80".parse().unwrap()].into(), ..PortView::default() };
-        service.set(View { ports: BTreeMap::from([(1, port)]), ..View::default() });
+        service.set(View { ports: [(1, port)].into(), ..View::default() });
         assert!(ready(&service).is_some());
     }
 }

@@ -40,9 +40,8 @@ fn queue(board: &Board, query: &str) -> Option<Value> {
     };
     let traffic = service.traffic();
     let (hold, backends) = {
-        let views = service.views();
-        let view = views.borrow();
-        (view.hold, view.ports.values().map(|port| port.targets.len()).max().unwrap_or_default())
+        let view = service.view();
+        (view.hold, view.ports.iter().map(|(_, port)| port.targets.len()).max().unwrap_or_default())
     };
     let breaker = if service.breaker_open() { "open" } else { "closed" };
     Some(json!({

@@ -25,9 +25,10 @@ use crate::fallback::{self, Patience, Phase};
 use crate::interception::{self, Changes, Interception};
 use crate::listener::Listener;
 use crate::metrics::Metrics;
+use crate::ports::PortView;
 use crate::readiness::Asker;
 use crate::report::{Ack, Board};
-use crate::service::{PortView, Service, Starting, View};
+use crate::service::{Service, Starting, View};
 use crate::tracking::{Track, Tracker};
 
 /// What `/readyz` waits for.
@@ -81,7 +82,8 @@ impl Heard {
 struct Live {
     service: Arc<Service>,
     state: Arc<ServiceState>,
-    listeners: BTreeMap<u16, Listener>,
+    /// By interception port.
+    listeners: Vec<(u16, Listener)>,
     /// Asks starting pods, once there have been some.
     asking: Option<AbortOnDropHandle<()>>,
     error: Option<String>,
@@ -121,6 +123,8 @@ pub struct Parts {
 /// Owns all state.
 pub struct Supervisor {
     parts: Parts,
+    /// That of `parts`, which all connections share.
+    context: Arc<Context>,
     directory: Directory,
     live: BTreeMap<String, Live>,
     claims: Claims,
@@ -139,6 +143,7 @@ impl Supervisor {
         let tracker = Tracker::new(parts.node.clone(), Instant::now());
         let redirects = parts.interception.redirects();
         Self {
+            context: Arc::new(parts.context.clone()),
             parts,
             redirects,
             tracker,
@@ -290,7 +295,7 @@ impl Supervisor {
         for uid in touched {
             if let Some(live) = self.live.get_mut(uid) {
                 let ports = &live.state.ports;
-                live.listeners.retain(|open, _| ports.iter().any(|port| port.interception_port == *open));
+                live.listeners.retain(|(open, _)| ports.iter().any(|port| port.interception_port == *open));
             }
         }
         for (uid, live) in gone {
@@ -329,12 +334,12 @@ impl Supervisor {
 
     /// Opens what `state` lacks, and shows it to connections.
     fn update(&mut self, uid: &str, state: Arc<ServiceState>) {
-        let Parts { metrics, board, context, capacity, asker, .. } = &self.parts;
+        let Parts { metrics, board, capacity, asker, .. } = &self.parts;
         let live = self.live.entry(uid.to_owned()).or_insert_with(|| {
             let service = Service::new(&state.namespace, &state.service, metrics.clone(), board.news());
             let service = Arc::new(service);
             board.add(uid, Arc::clone(&service));
-            let listeners = BTreeMap::new();
+            let listeners = Vec::with_capacity(state.ports.len());
             Live {
                 service,
                 state: Arc::clone(&state),
@@ -360,11 +365,11 @@ impl Supervisor {
         }
         let was = live.error.take();
         for port in live.state.ports.iter().map(|port| port.interception_port) {
-            if live.listeners.contains_key(&port) {
+            if live.listeners.iter().any(|(open, _)| *open == port) {
                 continue;
             }
-            match Listener::open(port, Arc::clone(&live.service), context.clone(), capacity.share()) {
-                Ok(listener) => drop(live.listeners.insert(port, listener)),
+            match Listener::open(port, Arc::clone(&live.service), Arc::clone(&self.context), capacity.share()) {
+                Ok(listener) => live.listeners.push((port, listener)),
                 Err(error) => live.error = Some(format!("cannot listen on port {port}: {error}")),
             }
         }

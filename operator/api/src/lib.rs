@@ -9,6 +9,6 @@ pub mod message;
 pub mod names;
 pub mod probe;
 pub mod readiness;
-#[cfg(feature = "crd")]
 pub mod summary;
+#[cfg(feature = "crd")]
 pub mod v1alpha1;

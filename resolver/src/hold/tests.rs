@@ -186,7 +186,7 @@ impl World {
             was_reachable: !self.listed.is_empty(),
             left: CancellationToken::new(),
             finish: CancellationToken::new(),
-            removed: !self.service.views().borrow().ports.contains_key(&PORT),
+            removed: !self.service.view().ports.contains(PORT),
             fate: Arc::new(Mutex::new((Fate::Waiting, Moment::now()))),
         };
         let (service, dialer, concurrency) = (Arc::clone(&self.service), self.backends.clone(), self.concurrency);

@@ -9,8 +9,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::ports::PortView;
 use crate::report::Board;
-use crate::service::{PortView, Starting, View};
+use crate::service::{Starting, View};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -51,7 +52,7 @@ fn view(backends: &[SocketAddr], pods: &[StartingPod]) -> View {
         pod: Arc::new(pod.clone()),
         targets: BTreeMap::from([(PORT, vec!["127.0.0.1:8080".parse().unwrap()])]),
     });
-    View { ports: BTreeMap::from([(PORT, port)]), starting: starting.collect(), ..View::default() }
+    View { ports: [(PORT, port)].into(), starting: starting.collect(), ..View::default() }
 }
 
 /// A server that answers the first `bad` requests with 503 and the others with 200; counts them.
@@ -114,7 +115,7 @@ async fn every_container_must_be_ready_and_startup_comes_first() {
     service.set(view(&[], &[StartingPod { uid: "q".into(), ..pod(vec![vec![http(second)], vec![unknown]]) }]));
     reachable(&service, false).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
-    assert!(!service.views().borrow().reachable(PORT), "what cannot be asked is never ready");
+    assert!(!service.view().reachable(PORT), "what cannot be asked is never ready");
 }
 
 #[tokio::test]
@@ -144,11 +145,11 @@ async fn what_kubelet_does_not_confirm_counts_no_longer_and_what_it_does_stays()
     // The operators take it out of what starts and put it among the backends.
     let backend = "127.0.0.1:8080".parse().unwrap();
     service.set(view(&[backend], &[]));
-    assert_eq!(service.views().borrow().ports[&PORT].targets[..], [backend]);
+    assert_eq!(service.view().ports.get(PORT).unwrap().targets[..], [backend]);
     service.set(view(&[], &[]));
-    assert!(!service.views().borrow().reachable(PORT), "a pod that is named no more is forgotten");
+    assert!(!service.view().reachable(PORT), "a pod that is named no more is forgotten");
     service.set(view(&[], &[StartingPod { containers: vec![vec![probe(ProbeAction::Unknown)]], ..unconfirmed }]));
-    assert!(!service.views().borrow().reachable(PORT));
+    assert!(!service.view().reachable(PORT));
 }
 
 #[tokio::test]
@@ -157,7 +158,7 @@ async fn backends_that_the_operators_know_come_before_pods_that_start() {
     let known = "10.0.0.1:8080".parse().unwrap();
     service.set(view(&[known], &[pod(vec![])]));
     assert!(service.set_ready("p", true));
-    assert_eq!(service.views().borrow().ports[&PORT].targets[..], [known]);
+    assert_eq!(service.view().ports.get(PORT).unwrap().targets[..], [known]);
     assert!(!service.set_ready("stranger", true));
 }
 

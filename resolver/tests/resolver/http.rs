@@ -497,18 +497,21 @@ async fn a_client_whose_request_had_to_wait_for_a_place_keeps_its_connection() {
     })
     .await;
     zero.set(&[slow]);
-    let (mut first, mut second) = (dial(zero.port).await, dial(zero.port).await);
-    for client in [&mut first, &mut second] {
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let mut client = dial(zero.port).await;
         answer.add_permits(1);
-        assert_eq!(ask(client, GET).await.1, "ok");
+        assert_eq!(ask(&mut client, GET).await.1, "ok");
         soon(questions.recv()).await.unwrap();
+        clients.push(client);
     }
+    let [first, second] = &mut clients[..] else { unreachable!("two clients") };
     first.write_all(GET.as_bytes()).await.unwrap();
     soon(questions.recv()).await.unwrap();
     second.write_all(GET.as_bytes()).await.unwrap();
     zero.world.metric_is("elasti_resolver_requests_total", "", 4.0).await;
     answer.add_permits(2);
-    for client in [&mut first, &mut second] {
+    for client in [first, second] {
         assert_eq!(response(client).await.1, "ok");
     }
     assert_eq!(dialled.load(Ordering::SeqCst), 2);

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use elasti_api::message::{OperatorMessage, ResolverMessage, ServiceState};
-use elasti_api::summary::PARTS;
+use elasti_api::message::{OperatorMessage, ResolverMessage, ServiceState, encode};
+use elasti_api::summary::{PARTS, fingerprint, part};
 use elasti_resolver::fallback::Patience;
 use elasti_stand::operator::TOKEN;
 
@@ -90,6 +90,43 @@ async fn a_restarted_operator_learns_of_held_connections_again() {
     world.operator.set(&state("a", 1, port, &[echo().await]));
     ping(&mut client, b"first").await;
     ping(&mut second, b"second").await;
+}
+
+#[tokio::test]
+async fn a_resolver_that_connects_again_says_in_one_message_what_it_knows_and_in_another_what_is_in_effect() {
+    let (port, closed) = (free_port(), free_port());
+    let occupied = std::net::TcpListener::bind(("0.0.0.0", closed)).unwrap();
+    let states = vec![ServiceState { redirect: false, ..state("a", 1, port, &[]) }, state("b", 1, closed, &[])];
+    let line = |state: &ServiceState| encode(&OperatorMessage::Service(Box::new(state.clone()))).unwrap();
+    let [(a, of_a), (b, of_b)] = [0, 1].map(|at| (part(&states[at].uid), fingerprint(&line(&states[at]))));
+    let acknowledges = |all: &[ResolverMessage], wanted: &str| {
+        all.iter().any(|message| matches!(message, ResolverMessage::Ack { uid, .. } if uid == wanted))
+    };
+    let in_effect = |all: &[ResolverMessage]| {
+        all.contains(&ResolverMessage::InEffect { parts: vec![(a, of_a)] }) && acknowledges(all, "b")
+    };
+    let identity = Identity::new();
+    let operator = Operator::start_summing(&identity, 0, states.clone()).await;
+    let mut world = World::start(identity, operator, off(), Patience::default()).await;
+    world.operator.hears("what is in effect", in_effect).await;
+
+    let stream_port = world.operator.address.port();
+    let spare = Operator::start(&world.identity, 0, vec![]).await;
+    std::mem::replace(&mut world.operator, spare).kill().await;
+    world.metric_is("elasti_resolver_operator_streams", "", 0.0).await;
+    world.operator = Operator::start_summing(&world.identity, stream_port, states).await;
+    world.operator.hears("what is in effect, again", in_effect).await;
+    let knows = |all: &[ResolverMessage]| {
+        let ResolverMessage::Hello { known: Some(known), .. } = &all[0] else { return false };
+        known[usize::from(a)] == of_a
+            && known[usize::from(b)] == of_b
+            && known.iter().filter(|sum| **sum != 0).count() == 2
+    };
+    world.operator.hears("what it knows", knows).await;
+    world.operator.hears("nothing of a by itself", |all| !acknowledges(all, "a")).await;
+    world.operator.send(&OperatorMessage::Unclear { parts: vec![a] });
+    world.operator.hears("what is in effect of a", |all| acknowledges(all, "a")).await;
+    drop(occupied);
 }
 
 #[tokio::test]

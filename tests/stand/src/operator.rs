@@ -77,6 +77,7 @@ impl Identity {
 #[derive(Debug)]
 struct Shared {
     services: Mutex<Vec<ServiceState>>,
+    summaries: bool,
     leader: bool,
     received: watch::Sender<Vec<ResolverMessage>>,
     lines: broadcast::Sender<Bytes>,
@@ -103,9 +104,19 @@ impl Drop for Operator {
 impl Operator {
     /// Port 0 takes any. Its snapshot names `services`.
     pub async fn start(identity: &Identity, port: u16, services: Vec<ServiceState>) -> Self {
+        Self::start_with(identity, port, services, false).await
+    }
+
+    /// One that understands summaries, but leaves nothing out of its snapshot.
+    pub async fn start_summing(identity: &Identity, port: u16, services: Vec<ServiceState>) -> Self {
+        Self::start_with(identity, port, services, true).await
+    }
+
+    async fn start_with(identity: &Identity, port: u16, services: Vec<ServiceState>, summaries: bool) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let shared = Arc::new(Shared {
             services: Mutex::new(services),
+            summaries,
             leader: true,
             received: watch::Sender::new(vec![]),
             lines: broadcast::Sender::new(1024),
@@ -251,7 +262,8 @@ async fn speak(mut to: Sender<Bytes>, shared: Arc<Shared>, mut lines: broadcast:
     let services = shared.services.lock().unwrap().clone();
     let uids = services.iter().map(|state| state.uid.clone()).collect();
     let leader = shared.leader;
-    let mut first = vec![OperatorMessage::Hello { replica: "operator-0".into(), leader, epoch: 1, summaries: false }];
+    let mut first =
+        vec![OperatorMessage::Hello { replica: "operator-0".into(), leader, epoch: 1, summaries: shared.summaries }];
     first.extend(services.into_iter().map(|state| OperatorMessage::Service(Box::new(state))));
     first.push(OperatorMessage::SnapshotEnd { uids, unchanged: vec![] });
     for message in first {

@@ -210,8 +210,10 @@ impl Caches {
     }
 
     /// An ElastiService is there or has changed.
-    pub fn apply_elasti(&self, elasti: ElastiService) -> Concerned {
+    pub fn apply_elasti(&self, mut elasti: ElastiService) -> Concerned {
         let Some(key) = project::key(&elasti.metadata) else { return Concerned::new() };
+        // As a tree of JSON they are many times the rest.
+        elasti.metadata.managed_fields = None;
         let mut tables = self.write();
         let former = tables.other_target(&key);
         let mut concerned = tables.remove_elasti(&key).map(|(concerned, _)| concerned).unwrap_or_default();

@@ -181,3 +181,17 @@ fn targets_of_other_kinds_are_wanted_while_an_elasti_service_names_them_and_noth
     let tables = caches.read();
     assert!(tables.targets.is_empty() && tables.unread_targets.is_empty() && tables.by_target.is_empty());
 }
+
+#[test]
+fn of_an_elasti_service_nothing_is_kept_that_says_only_who_wrote_what() {
+    let caches = Caches::new();
+    let elasti = json!({
+        "metadata": {"namespace": "n", "name": "web", "uid": "e", "managedFields": [{
+            "manager": "kubectl", "operation": "Apply", "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": {"f:service": {}}},
+        }]},
+        "spec": {"service": "web", "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"}},
+    });
+    caches.apply_elasti(serde_json::from_value(elasti).unwrap());
+    let kept = caches.snapshot(&ObjectKey::new("n", "web")).unwrap().elasti;
+    assert_eq!((kept.spec.service.as_str(), &kept.metadata.managed_fields), ("web", &None));
+}

@@ -42,6 +42,17 @@ pub(crate) struct Cluster {
     namespace: String,
 }
 
+/// How ElastiServices are asked for.
+pub(crate) fn elasti_services() -> ApiResource {
+    ApiResource {
+        group: "elasti.truefoundry.com".into(),
+        version: "v1alpha1".into(),
+        api_version: "elasti.truefoundry.com/v1alpha1".into(),
+        kind: "ElastiService".into(),
+        plural: "elastiservices".into(),
+    }
+}
+
 /// A Deployment of nginx and its Service.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
@@ -98,14 +109,7 @@ impl Cluster {
     }
 
     fn elastis(&self) -> Api<DynamicObject> {
-        let resource = ApiResource {
-            group: "elasti.truefoundry.com".into(),
-            version: "v1alpha1".into(),
-            api_version: "elasti.truefoundry.com/v1alpha1".into(),
-            kind: "ElastiService".into(),
-            plural: "elastiservices".into(),
-        };
-        Api::namespaced_with(self.client.clone(), &self.namespace, &resource)
+        Api::namespaced_with(self.client.clone(), &self.namespace, &elasti_services())
     }
 
     /// Makes a target at zero; says where clients dial it.

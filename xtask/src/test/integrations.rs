@@ -9,7 +9,9 @@ use crate::cluster::{Options, ProxyMode};
 /// Runs the level: its own tests, and KubeElasti's end-to-end cases once more.
 pub(super) fn run(args: &Args) -> Result<()> {
     let mut tests = build("integrations")?;
-    tests.extend(build_some("cluster", "cluster_kubeelasti")?);
+    for test in ["cluster_kubeelasti", "cluster_installation"] {
+        tests.extend(build_some("cluster", test)?);
+    }
     let options =
         Options { name: args.cluster("elasti-integrations"), kube_proxy: ProxyMode::default(), api_server_only: false };
     with_cluster(args, &options, |cluster| {

@@ -7,14 +7,14 @@ use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service, ServiceAccount};
-use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
 use kube::config::Kubeconfig;
 use kube::{Client, Config};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::operator::{Access, Metrics};
-use crate::cluster::until;
+use crate::cluster::{elasti_services, until};
 
 /// Requests in flight while objects are made.
 const AT_ONCE: usize = 32;
@@ -68,14 +68,7 @@ impl ApiServer {
     }
 
     fn elastis(&self) -> Api<DynamicObject> {
-        let resource = ApiResource {
-            group: "elasti.truefoundry.com".into(),
-            version: "v1alpha1".into(),
-            api_version: "elasti.truefoundry.com/v1alpha1".into(),
-            kind: "ElastiService".into(),
-            plural: "elastiservices".into(),
-        };
-        Api::namespaced_with(self.0.clone(), NAMESPACE, &resource)
+        Api::namespaced_with(self.0.clone(), NAMESPACE, &elasti_services())
     }
 
     /// The UID of an ElastiService.

@@ -12,6 +12,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::process;
 
+mod btf;
+
 /// Debian's Rust, the sources of its `core`, and the LLVM that `bpf-linker` links with.
 const PACKAGES: [&str; 4] = ["rustc-web", "rust-web-src", "llvm-22-dev", "libzstd-dev"];
 
@@ -107,8 +109,17 @@ fn build(linker: &Path) -> Result<PathBuf> {
             .env("CARGO_PROFILE_RELEASE_STRIP", "none"),
     )?;
     let built = target.join(TARGET).join("release/elasti");
-    let object = target.join("elasti.bpf.o");
+    let (object, section) = (target.join("elasti.bpf.o"), target.join("elasti.btf"));
     process::run(Command::new(format!("{LLVM}/bin/llvm-strip")).arg("-g").arg("-o").arg(&object).arg(&built))?;
+    let copy = |how: &str| {
+        let mut copy = Command::new(format!("{LLVM}/bin/llvm-objcopy"));
+        process::run(copy.arg(format!("--{how}-section=.BTF={}", section.display())).arg(&object))
+    };
+    copy("dump")?;
+    let mut types = fs::read(&section)?;
+    btf::settle(&mut types)?;
+    fs::write(&section, types)?;
+    copy("update")?;
     Ok(object)
 }
 

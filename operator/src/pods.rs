@@ -7,12 +7,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures::{StreamExt, pin_mut};
+use futures::{TryStreamExt, pin_mut};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::Api;
+use kube::api::{Api, WatchEvent, WatchParams};
 use kube::core::Selector;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::DefaultBackoff;
 use kube::{Client, ResourceExt};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -33,6 +32,10 @@ struct Followed {
     pods: Table,
     _watch: AbortOnDropHandle<()>,
 }
+
+/// How long the API server lets one watch run before it is begun anew where it ended, in seconds: less than the time after which a
+/// silent connection is given up.
+const WATCH_TIMEOUT: u32 = 10;
 
 type Table = Arc<Mutex<BTreeMap<String, Arc<Pod>>>>;
 
@@ -92,23 +95,54 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 async fn watch(client: Client, selected: Selected, table: Table, changed: impl Fn() + Send + Sync) {
     let api: Api<Pod> = Api::namespaced(client, &selected.namespace);
     let labels: Selector = selected.labels.into_iter().collect();
-    let config = watcher::Config::default().labels_from(&labels);
-    let events = watcher(api, config).default_backoff();
+    let parameters = WatchParams::default().labels_from(&labels).timeout(WATCH_TIMEOUT);
+    let (mut version, mut backoff) = (None, DefaultBackoff::default());
+    loop {
+        let Err(error) = watch_from(&api, &parameters, &mut version, &table, &changed).await else { continue };
+        tracing::debug!(
+            error = format!("{error:#}"),
+            "cannot look at starting pods; their EndpointSlices tell when they are ready"
+        );
+        version = None;
+        tokio::time::sleep(backoff.next().unwrap_or_default()).await;
+    }
+}
+
+/// Follows the pods until the API server ends the watch, as it does now and then; `version` is the one to go on from.
+///
+/// Without one a watch begins with the pods that there are ("Get State and Start at Any" of the Kubernetes API concepts): one request,
+/// where a list and a watch are two.
+async fn watch_from(
+    api: &Api<Pod>,
+    parameters: &WatchParams,
+    version: &mut Option<String>,
+    table: &Table,
+    changed: &(impl Fn() + Send + Sync),
+) -> anyhow::Result<()> {
+    if version.is_none() {
+        lock(table).clear();
+    }
+    let events = api.watch(parameters, version.as_deref().unwrap_or("0")).await?;
     pin_mut!(events);
-    while let Some(event) = events.next().await {
+    while let Some(event) = events.try_next().await? {
         match event {
-            Ok(Event::Apply(pod) | Event::InitApply(pod)) => insert(&mut lock(&table), pod),
-            Ok(Event::Delete(pod)) => drop(lock(&table).remove(&pod.name_any())),
-            // What a new list does not name is gone.
-            Ok(Event::Init) => lock(&table).clear(),
-            Ok(Event::InitDone) => {}
-            Err(error) => {
-                tracing::debug!(%error, "cannot look at starting pods; their EndpointSlices tell when they are ready");
+            WatchEvent::Added(pod) | WatchEvent::Modified(pod) => {
+                version.clone_from(&pod.metadata.resource_version);
+                insert(&mut lock(table), pod);
+            }
+            WatchEvent::Deleted(pod) => {
+                version.clone_from(&pod.metadata.resource_version);
+                lock(table).remove(&pod.name_any());
+            }
+            WatchEvent::Bookmark(bookmark) => {
+                *version = Some(bookmark.metadata.resource_version);
                 continue;
             }
+            WatchEvent::Error(status) => return Err(kube::Error::Api(status).into()),
         }
         changed();
     }
+    Ok(())
 }
 
 fn insert(table: &mut BTreeMap<String, Arc<Pod>>, mut pod: Pod) {
@@ -118,4 +152,54 @@ fn insert(table: &mut BTreeMap<String, Arc<Pod>>, mut pod: Pod) {
     }
     pod.metadata.managed_fields = None;
     table.insert(name, Arc::new(pod));
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::{client, events, silence};
+
+    fn selected() -> Selected {
+        Selected { namespace: "n".into(), labels: [("app".to_owned(), "x".to_owned())].into() }
+    }
+
+    fn pod(name: &str, version: &str) -> serde_json::Value {
+        json!({"metadata": {"name": name, "resourceVersion": version}})
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_are_followed_by_one_request_which_goes_on_where_the_last_one_ended() {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&asked);
+        let client = client(move |request, _| {
+            let query = request.uri.query().unwrap_or_default().to_owned();
+            assert!(request.uri.path() == "/api/v1/namespaces/n/pods" && query.contains("watch=true"), "{query}");
+            assert!(query.contains("labelSelector=app%3Dx"), "{query}");
+            let version = query.split('&').find_map(|part| part.strip_prefix("resourceVersion=")).unwrap().to_owned();
+            let mut asked = lock(&seen);
+            asked.push(version);
+            match asked.len() {
+                1 => events(&[("ADDED", pod("a", "3")), ("ADDED", pod("b", "5"))]),
+                2 => events(&[("DELETED", pod("b", "6")), ("BOOKMARK", pod("", "9"))]),
+                3 => events(&[("ERROR", json!({"code": 410, "reason": "Expired", "message": "too old"}))]),
+                4 => events(&[("ADDED", pod("c", "20"))]),
+                _ => silence(),
+            }
+        });
+        let (pods, (changed, mut news)) = (Pods::default(), tokio::sync::mpsc::unbounded_channel());
+        pods.follow(&client, "uid", Some(selected()), move || changed.send(()).unwrap());
+        for _ in 0..4 {
+            news.recv().await.unwrap();
+        }
+        while lock(&asked).len() < 5 {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        assert_eq!(*lock(&asked), ["0", "5", "9", "0", "20"]);
+        let names: Vec<_> = pods.of("uid").iter().map(|pod| pod.name_any()).collect();
+        assert_eq!(names, ["c"], "what is not known any more is gone");
+        pods.follow(&client, "uid", None, || {});
+        assert_eq!(pods.of("uid"), Vec::<Arc<Pod>>::new());
+    }
 }

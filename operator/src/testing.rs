@@ -40,6 +40,17 @@ pub(crate) fn answer(status: u16, object: impl Serialize) -> Answer {
     http::Response::builder().status(status).body(body).unwrap()
 }
 
+/// A watch that tells this and ends.
+pub(crate) fn events(events: &[(&str, serde_json::Value)]) -> Answer {
+    let line = |(type_, object): &(&str, serde_json::Value)| {
+        let mut object = object.clone();
+        object["apiVersion"] = "v1".into();
+        object["kind"] = "Pod".into();
+        format!("{}\n", serde_json::json!({"type": type_, "object": object}))
+    };
+    http::Response::new(Full::from(events.iter().map(line).collect::<String>()).boxed())
+}
+
 /// A watch in which nothing happens.
 pub(crate) fn silence() -> Answer {
     http::Response::new(StreamBody::new(futures::stream::pending()).boxed())

@@ -4,6 +4,7 @@
 //! whether the target serves, and `WakeWith`, where it is given, whether those that shall wake together are there.
 
 use elasti_api::message::Mode;
+use elasti_api::v1alpha1::ElastiServiceStatus;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -20,13 +21,15 @@ const IGNORED: &str = "UnknownKeysIgnored";
 /// The reason of `Ready` where pods shall be ignored and there are none.
 const NO_SOURCE: &str = "SourcesNotFound";
 
-/// What has been wrong with the trigger `traffic` for long enough to be told.
+/// What has been wrong for long enough to be told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TrafficFaults {
+pub struct Lasting {
     /// Why connections to the target's pods are not known: it is not put to sleep.
     pub unknown: Option<String>,
     /// Why pods that shall be ignored are not: they may keep the target awake.
     pub sources: Option<String>,
+    /// No resolver is connected.
+    pub alone: bool,
 }
 
 /// The Service, if its connections can be intercepted.
@@ -112,12 +115,6 @@ fn probe_fault(observed: &Observed<'_>) -> Option<Cause> {
 
 fn resolver_fault(observed: &Observed<'_>) -> Option<Cause> {
     let status = observed.elasti.status.clone().unwrap_or_default();
-    if observed.resolvers.is_empty() {
-        return Some((
-            "NoResolver",
-            "no resolver is connected; look at the pods of the DaemonSet elasti-resolver".to_owned(),
-        ));
-    }
     observed.resolvers.iter().find_map(|resolver| {
         let error = resolver.ack.as_ref().filter(|ack| ack.revision == status.revision)?.error.as_ref()?;
         Some(("ResolverFailed", format!("resolver {}: {error}", resolver.identity.pod)))
@@ -125,18 +122,23 @@ fn resolver_fault(observed: &Observed<'_>) -> Option<Cause> {
 }
 
 /// All conditions. A condition whose status does not change keeps its transition time.
-pub fn conditions(observed: &Observed<'_>, mode: Mode, traffic: TrafficFaults, now: Timestamp) -> Vec<Condition> {
-    let unknown = traffic.unknown;
+pub fn conditions(observed: &Observed<'_>, mode: Mode, lasting: Lasting, now: Timestamp) -> Vec<Condition> {
+    let Lasting { unknown, sources, alone } = lasting;
     let unknown = || unknown.map(|why| ("TriggerFailed", format!("{why}; the target is not put to sleep meanwhile")));
+    let alone = alone.then(|| {
+        let message = "no resolver is connected; look at the pods of the DaemonSet elasti-resolver";
+        ("NoResolver", message.to_owned())
+    });
     let ready = [service_fault, target_fault, trigger_fault, autoscaler_fault, probe_fault, resolver_fault]
         .iter()
         .find_map(|fault| fault(observed))
+        .or(alone)
         .or_else(unknown);
     let ready = if let Some((reason, message)) = ready {
         ("Ready", false, reason.to_owned(), message)
     } else {
         let ignored = || idleness::ignored(&observed.elasti.spec).map(|message| (IGNORED, message));
-        let sources = traffic.sources.map(|message| (NO_SOURCE, message));
+        let sources = sources.map(|message| (NO_SOURCE, message));
         let (reason, message) =
             sources.or_else(ignored).unwrap_or_else(|| ("Reconciled", "connections wake the target".to_owned()));
         ("Ready", true, reason.to_owned(), message)
@@ -174,6 +176,11 @@ fn wake_with(observed: &Observed<'_>) -> Option<(bool, String, String)> {
         return Some((true, "Cycle".to_owned(), message));
     }
     Some((true, "Resolved".to_owned(), format!("{} wake together with this one", named.len())))
+}
+
+/// Whether a status says that the ElastiService does its work.
+pub fn ready(status: &ElastiServiceStatus) -> bool {
+    status.conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// The condition `Ready`, if it names a fault that it did not name before, or what has no effect.

@@ -9,8 +9,6 @@ use std::time::{Duration, Instant};
 use elasti_api::v1alpha1::ElastiService;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use kube::Resource;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
@@ -28,18 +26,16 @@ use crate::resolvers::Resolvers;
 use crate::scope::Scope;
 use crate::sources::{self, Sources};
 use crate::work::{Next, Round, Work};
+use events::Events;
 use port_book::PortBook;
 
 mod apply;
 mod diagnosis;
+mod events;
 mod port_book;
 
 /// Who speaks in events and field managers.
 const REPORTER: &str = "elasti-operator";
-
-/// Events and times of wakes that are written at once: what people read waits for what clients wait for, and together with
-/// the rounds these leave room among the 100 requests that one connection carries.
-const NOTES: usize = 16;
 
 /// Services that are made at once. For each of them the API server goes over all addresses in use (ipallocator of Kubernetes
 /// 1.34): beside 10,000 others, many at once would only time out and be made again.
@@ -74,9 +70,7 @@ pub struct Parts {
 /// The controller.
 pub struct Controller {
     parts: Parts,
-    recorder: Recorder,
-    /// Turns of what is written for people to read.
-    notes: Arc<Semaphore>,
+    events: Arc<Events>,
     /// Turns of Services that are made.
     services: Semaphore,
     ports: PortBook,
@@ -103,14 +97,10 @@ impl Controller {
     /// A controller that does nothing until [`Controller::start`].
     pub fn new(parts: Parts) -> Arc<Self> {
         let port_book = PortBook::new(&parts.clients.requests, &parts.scope);
-        let recorder = Recorder::new(
-            parts.clients.requests.clone(),
-            Reporter { controller: REPORTER.to_owned(), instance: Some(parts.replica.clone()) },
-        );
+        let events = Arc::new(Events::new(parts.clients.requests.clone(), parts.replica.clone()));
         Arc::new(Self {
             parts,
-            recorder,
-            notes: Arc::new(Semaphore::new(NOTES)),
+            events,
             services: Semaphore::new(SERVICES),
             ports: port_book,
             pods: Pods::default(),
@@ -219,7 +209,7 @@ impl Controller {
 
     fn decide(&self, snapshot: &Snapshot, uid: &str) -> (Plan, Decided) {
         let leadership = self.leads();
-        let now = Now { instant: Instant::now(), timestamp: jiff::Timestamp::now() };
+        let now = now();
         let mut state = self.state();
         let observed = Observed {
             elasti: &snapshot.elasti,
@@ -316,6 +306,10 @@ impl Round for Controller {
     }
 }
 
+fn now() -> Now {
+    Now { instant: Instant::now(), timestamp: jiff::Timestamp::now() }
+}
+
 /// Of two errors the one that is told and waited for: the first that is no conflict.
 fn worse(before: Option<anyhow::Error>, error: anyhow::Error) -> anyhow::Error {
     match before {
@@ -375,28 +369,7 @@ impl Wake for Arc<Controller> {
     }
 }
 
-fn event(warning: bool, reason: &str, message: String) -> Event {
-    Event {
-        type_: if warning { EventType::Warning } else { EventType::Normal },
-        reason: reason.to_owned(),
-        note: Some(message),
-        action: "Reconcile".to_owned(),
-        secondary: None,
-    }
-}
-
 impl Controller {
-    /// Records an event; a lost one harms nobody.
-    fn record(&self, elasti: &ElastiService, event: Event) {
-        let (recorder, reference, notes) = (self.recorder.clone(), elasti.object_ref(&()), Arc::clone(&self.notes));
-        self.parts.tasks.spawn(async move {
-            let Ok(_turn) = notes.acquire().await else { return };
-            if let Err(error) = recorder.publish(&event, &reference).await {
-                tracing::debug!(%error, "cannot record an event");
-            }
-        });
-    }
-
     /// Takes the triggers' answer.
     fn answered(&self, uid: &str, asked: Instant, verdict: Verdict) {
         {

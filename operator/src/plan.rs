@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 use elasti_api::message::{Mode, ServiceState};
 use elasti_api::v1alpha1::ElastiServiceStatus;
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::autoscaler::{AutoscalerObserved, Wish};
 use crate::conditions;
@@ -36,6 +35,7 @@ mod interception;
 mod settings;
 mod starting;
 mod state;
+mod status;
 
 /// How long a replica without the Lease leaves a wake to its holder: a `/scale` patch takes some milliseconds, so this
 /// means that the holder is gone or slow.
@@ -90,6 +90,8 @@ pub struct Memory {
     held_since: Option<Instant>,
     /// The wakes of a target that has not been ready since.
     wakes: Option<Wakes>,
+    /// When this replica woke the target last.
+    scaled_up: Option<Timestamp>,
     /// The scale-down in progress.
     descent: Option<Descent>,
     /// A scale-down that was sent and may still be carried out.
@@ -100,6 +102,8 @@ pub struct Memory {
     diagnosed: Option<Instant>,
     /// Since when connections to the target's pods are not known.
     unknown_since: Option<Instant>,
+    /// Since when no resolver is connected.
+    alone_since: Option<Instant>,
     /// Which pods are about to end, and since when.
     draining: draining::Since,
     /// Ready endpoints that are not believed.
@@ -154,10 +158,12 @@ struct Wakes {
 }
 
 impl Memory {
-    /// The wake that was planned last was carried out. Until the watch tells of it, the target only seems to be at zero.
-    pub fn woken(&mut self, at: Instant) {
+    /// The target was woken. Until the watch tells of it, it only seems to be at zero.
+    pub fn woken(&mut self, now: Now) {
+        // As precisely as the status tells it.
+        self.scaled_up = Timestamp::from_second(now.timestamp.as_second()).ok();
         if let Some(wakes) = &mut self.wakes {
-            wakes.carried_out = Some(at);
+            wakes.carried_out = Some(now.instant);
         }
     }
 }
@@ -346,6 +352,8 @@ impl Planner<'_> {
         self.remember_draining();
         self.remember_pods();
         self.remember_connections();
+        self.memory.alone_since =
+            if self.observed.resolvers.is_empty() { self.memory.alone_since.or(now) } else { None };
     }
 
     fn reconcile(&mut self) -> Publish {
@@ -558,35 +566,6 @@ impl Planner<'_> {
                 }
             }
             Some(Interception::Explained) | None => Mode::Serve,
-        }
-    }
-
-    fn write_status(&mut self, mode: Mode) {
-        let current = self.status();
-        let mut wanted = current.clone();
-        if current.mode != Some(mode) {
-            wanted.mode = Some(mode);
-            wanted.revision += 1;
-            wanted.last_reconciled_time = Some(Time(self.now.timestamp));
-        }
-        if self.leads() {
-            wanted.observed_generation = self.observed.elasti.metadata.generation;
-            let traffic_faults = self.traffic_faults();
-            wanted.conditions = conditions::conditions(self.observed, mode, traffic_faults, self.now.timestamp);
-        }
-        if wanted == current {
-            return;
-        }
-        self.actions.push(Action::WriteStatus(Box::new(wanted.clone())));
-        if current.mode != Some(mode) {
-            let (reason, message) = match mode {
-                Mode::Proxy => ("Intercepting", "connections are intercepted: the target sleeps or is not ready"),
-                Mode::Serve => ("Serving", "clients reach the target directly"),
-            };
-            self.event(false, reason, message);
-        }
-        if let Some(fault) = conditions::new_fault(&current.conditions, &wanted.conditions) {
-            self.event(true, &fault.reason, &fault.message);
         }
     }
 

@@ -10,10 +10,10 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
-use kube::runtime::events::Event;
 use serde_json::json;
 
-use super::{Controller, Decided, REPORTER, diagnosis, event};
+use super::events::event;
+use super::{Controller, Decided, REPORTER, diagnosis, now};
 use crate::autoscaler::{self, AutoscalerObserved, Wish};
 use crate::caches::Snapshot;
 use crate::observed::{ObjectKey, TargetObserved};
@@ -227,9 +227,7 @@ impl Controller {
         self.count_scaled(key, snapshot, "up", &result);
         let scaled = result?;
         if scaled == Scaled::Done {
-            if let Some(memory) = self.state().memories.get_mut(uid) {
-                memory.woken(Instant::now());
-            }
+            self.state().memories.entry(uid.to_owned()).or_default().woken(now());
             let after = elapsed();
             if let (Some(sent), Some(after)) = (sent, after) {
                 self.parts.metrics.woken(sent, after);
@@ -238,23 +236,9 @@ impl Controller {
             let (sent_ms, after_ms) = (sent.map(millis), after.map(millis));
             tracing::info!(elastiservice = %key, target = %target.name, replicas, sent_ms, after_ms, "woken");
             let event = event(false, "ScaledUp", format!("scaled {} from 0 to {replicas}", target.name));
-            self.note_wake(key, &snapshot.elasti, event);
+            self.record(&snapshot.elasti, event);
         }
         Ok(scaled)
-    }
-
-    /// Writes the time of a wake into the status, and its event: in the background, for other wakes wait for their turn.
-    fn note_wake(&self, key: &ObjectKey, elasti: &ElastiService, event: Event) {
-        let (api, name, key, notes) = (self.elastis(elasti), name(elasti), key.clone(), Arc::clone(&self.notes));
-        let patch = json!({"status": {"lastScaledUpTime": jiff::Timestamp::now()}});
-        self.parts.tasks.spawn(async move {
-            let Ok(_turn) = notes.acquire().await else { return };
-            // The target is woken whether or not this can be noted.
-            if let Err(error) = api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
-                tracing::warn!(elastiservice = %key, %error, "cannot note the time of the wake in the status");
-            }
-        });
-        self.record(elasti, event);
     }
 
     fn count_scaled(

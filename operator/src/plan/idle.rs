@@ -8,18 +8,10 @@ use std::time::{Duration, Instant};
 use elasti_api::message::{ACTIVITY_INTERVAL, ACTIVITY_LAG, Mode, Tracking, report_interval};
 
 use super::{Planner, Sent};
-use crate::conditions::TrafficFaults;
 use crate::idleness;
 use crate::idleness::traffic::{self, Connections};
 use crate::observed::Verdict;
 use crate::schedule;
-
-/// What is not known of connections for this long is a fault that is told: resolvers need seconds to follow a pod that has just
-/// come, or to say so to an operator that has.
-pub(super) const UNKNOWN_PATIENCE: Duration = Duration::from_secs(15);
-
-/// Pods that are ignored may all be gone for a moment: a scraper that is restarted.
-pub(super) const SOURCES_PATIENCE: Duration = Duration::from_secs(30);
 
 impl Planner<'_> {
     /// Notes since when connections to the target's pods are not known.
@@ -31,7 +23,7 @@ impl Planner<'_> {
     }
 
     /// What is known of connections to the target's pods, if a trigger asks for it.
-    fn connections(&self) -> Option<Connections> {
+    pub(super) fn connections(&self) -> Option<Connections> {
         let trigger = traffic::trigger(&self.observed.elasti.spec)?;
         Some(traffic::connections(self.observed, &trigger))
     }
@@ -45,17 +37,6 @@ impl Planner<'_> {
             Some(Mode::Proxy) | None => ACTIVITY_INTERVAL,
         };
         Some(traffic::tracking(&trigger, &self.observed.endpoints, &self.observed.ignored_pods, interval))
-    }
-
-    /// What is wrong with the trigger `traffic`, once that has lasted.
-    pub(super) fn traffic_faults(&mut self) -> TrafficFaults {
-        let unknown = match self.connections() {
-            Some(Connections::Unknown(why)) if self.passed(self.memory.unknown_since, UNKNOWN_PATIENCE) => Some(why),
-            _ => None,
-        };
-        let sources = &self.observed.source_faults;
-        let sources = sources.iter().find(|fault| self.passed(Some(fault.since), SOURCES_PATIENCE));
-        TrafficFaults { unknown, sources: sources.map(|fault| fault.why.clone()) }
     }
 
     /// Whether some trigger has to be asked again, since the last answer is older than the interval.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use elasti_api::message::HoldPolicy;
 use elasti_api::v1alpha1::{ElastiService, InterceptedPort, ScaleTrigger};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
 use crate::autoscaler::AutoscalerState;
@@ -22,6 +23,7 @@ mod partners;
 mod publishing;
 mod schedule;
 mod starting;
+mod status;
 mod traffic;
 
 const SETTINGS: Settings = Settings {
@@ -464,7 +466,7 @@ fn a_wake_is_repeated_at_once_if_it_may_have_failed_but_not_before_the_watch_can
     for _ in 0..2 {
         assert!(scales_up(&world.plan().actions), "nobody knows whether it was carried out");
     }
-    let woken = world.now().instant;
+    let woken = world.now();
     world.memory.woken(woken);
     let plan = world.plan();
     assert!(!scales_up(&plan.actions));

@@ -3,7 +3,7 @@
 use elasti_api::message::{ACTIVITY_INTERVAL, ACTIVITY_LAG, digest};
 
 use super::*;
-use crate::plan::idle::{SOURCES_PATIENCE, UNKNOWN_PATIENCE};
+use crate::plan::status::{SOURCES_PATIENCE, UNKNOWN_PATIENCE};
 use crate::resolvers::Activity;
 
 /// A target with a pod on each of two nodes and no other trigger; both resolvers have told that nothing was ever active.

@@ -17,22 +17,20 @@ use crate::cluster::{Clock, Cluster, OPERATORS, PORT, RESOLVERS, Target, ask, un
 use crate::report::{Goal, Outcome, Row, Spread, Wanted};
 use bystander::Bystander;
 use picture::Whose;
+use together::Together;
 use trace::{Held, Woken};
 
 mod bystander;
 mod picture;
+mod together;
 mod trace;
 
 /// Goals for the own share, in milliseconds.
 const P50_GOAL: f64 = 5.0;
 const P99_GOAL: f64 = 20.0;
-const TOGETHER_GOAL: f64 = 50.0;
 
 /// Wakes of each kind.
 const ROUNDS: usize = 30;
-
-/// Services that are woken in one second.
-const TOGETHER: usize = 100;
 
 /// When a target begins to listen, after its container has started.
 const KINDS: [(&str, Duration); 2] =
@@ -71,10 +69,9 @@ async fn measure(bench: &Bench) -> Result<Outcome> {
             cluster.asleep(target).await?;
         }
     }
-    let count = if bench.short { 10 } else { TOGETHER };
-    table.together(count, &together(&cluster, count).await?);
+    let together = together::measure(&cluster, bench.short).await?;
     cluster.remove().await?;
-    Ok(table.outcome())
+    Ok(table.outcome(&together))
 }
 
 /// A wake by a connection, on one clock.
@@ -127,43 +124,6 @@ async fn bare(cluster: &Cluster, target: &Target) -> Result<Bare> {
     Ok(Bare { scaled, addressed: since(addressed), listening: since(listening), first_byte: since(first_byte) })
 }
 
-/// Of each of many Services that are called within a second, evenly: from the call until `/scale` was answered, and what of it was the API
-/// server's.
-async fn together(cluster: &Cluster, count: usize) -> Result<Vec<(Duration, Duration)>> {
-    eprintln!("wake: {count} Services in a second");
-    let target =
-        |index| Target { name: format!("together-{index}"), listens_after: Duration::ZERO, sleeps: true, runs: false };
-    let targets: Vec<Target> = (0..count).map(target).collect();
-    let mut addresses = Vec::new();
-    for target in &targets {
-        addresses.push(cluster.add(target).await?);
-    }
-    for target in &targets {
-        cluster.asleep(target).await?;
-    }
-    let (clock, from) = (Clock::start(), SystemTime::now());
-    let pause = Duration::from_secs(1) / u32::try_from(count)?;
-    let calls = (0..).zip(addresses).map(|(number, address)| {
-        tokio::spawn(async move {
-            tokio::time::sleep(pause * number).await;
-            let asked = Instant::now();
-            anyhow::Ok((asked, tokio::net::TcpStream::connect(address).await?))
-        })
-    });
-    let calls: Vec<_> = futures::future::try_join_all(calls).await?.into_iter().collect::<Result<_>>()?;
-    let woken = until("the operator has logged every wake", || async {
-        let lines = cluster.logs(OPERATORS, from.elapsed().unwrap_or_default()).await?;
-        let woken = targets.iter().map(|target| trace::woken(&lines, cluster.namespace(), &target.name, from));
-        Ok(woken.collect::<Option<Vec<Woken>>>())
-    });
-    let woken = woken.await?;
-    // The connections were held until here.
-    let of_each = woken.iter().zip(calls).map(|(woken, (asked, _connection))| {
-        Ok((clock.instant(woken.scaled)?.saturating_duration_since(asked), woken.scaled.duration_since(woken.sent)?))
-    });
-    of_each.collect()
-}
-
 /// What ends a phase, whose it is, and its values in ms.
 type Pictured = (&'static str, Whose, Vec<f64>);
 
@@ -173,8 +133,6 @@ struct Table {
     rows: BTreeMap<(String, usize, &'static str, &'static str), Vec<f64>>,
     own: Vec<f64>,
     beyond_patch: Vec<f64>,
-    together: Vec<f64>,
-    together_without_patch: Vec<f64>,
     /// By title of the row: phases that follow each other, as the picture shows them.
     pictured: BTreeMap<String, Vec<Pictured>>,
 }
@@ -264,18 +222,7 @@ impl Table {
         );
     }
 
-    fn together(&mut self, count: usize, measured: &[(Duration, Duration)]) {
-        let kind = format!("{count} Services in a second");
-        for (scaled, patch) in measured {
-            self.put(&kind, 0, "call, patch sent", "elasti", millis(scaled.saturating_sub(*patch)));
-            self.put(&kind, 1, "patch sent, answered", "elasti", millis(*patch));
-            self.put(&kind, 2, "call, patch answered", "elasti", millis(*scaled));
-            self.together.push(millis(*scaled));
-            self.together_without_patch.push(millis(scaled.saturating_sub(*patch)));
-        }
-    }
-
-    fn outcome(self) -> Outcome {
+    fn outcome(self, together: &Together) -> Outcome {
         let goal = |figure: &str, wanted, values| Goal {
             figure: figure.to_owned(),
             unit: "ms",
@@ -298,12 +245,13 @@ impl Table {
         let notes = format!(
             "{} wakes by a connection and as many by a bare patch, by turns. The own share is accept to the answer of `/scale`, and \
              from the first moment at which the pod could be reached until the connection to it stands. A p99 of fewer than 100 is \
-             the worst. Pods of the Services that are woken in one second are taken by no node, so that the machine is not measured.",
+             the worst. Pods of the Services that are woken in one second are taken by no node, so that the machine is not measured; the bare \
+             patches are sent in the same second-long rhythm, by turns.",
             self.own.len()
         );
         Outcome {
-            rows: rows.collect(),
-            goals: vec![
+            rows: rows.chain(together.rows()).collect(),
+            goals: [
                 goal("own share of a wake, p50", P50_GOAL, self.own.clone()),
                 goal("own share of a wake, p99", P99_GOAL, p99(&self.own)),
                 goal(
@@ -316,17 +264,10 @@ impl Table {
                     P99_GOAL,
                     p99(&self.beyond_patch),
                 ),
-                goal(
-                    "many Services in one second, call to the answer of `/scale`, p99",
-                    TOGETHER_GOAL,
-                    p99(&self.together),
-                ),
-                goal(
-                    "many Services in one second, call to the patch sent, p99",
-                    TOGETHER_GOAL,
-                    p99(&self.together_without_patch),
-                ),
-            ],
+            ]
+            .into_iter()
+            .chain(together.goals())
+            .collect(),
             notes: vec![notes],
             pictures: vec![("wake-phases", picture)],
             ..Outcome::default()

@@ -271,17 +271,21 @@ impl Round for Controller {
         let at_zero = snapshot.target.found().is_some_and(|target| target.spec_replicas == 0);
         let replicas = u32::try_from(snapshot.elasti.spec.min_target_replicas.max(1)).unwrap_or(1);
         self.parts.metrics.at_zero(&key, at_zero.then_some(replicas));
-        let mut failed = None;
+        let (mut failed, mut status_passed) = (None, false);
         for action in decided.actions {
-            if failed.is_some() && action.needs_all_before() {
+            if failed.is_some() && action.needs_all_before() || status_passed && action.tells_status() {
                 continue;
             }
+            let allocates_ports = matches!(action, Action::AllocatePorts(_));
+            let writes_status = matches!(action, Action::WriteStatus(_));
             // One step that the API server refuses, such as a Service beyond a quota, keeps no other from being taken.
             let (scales_down, scales_up) = (action == Action::ScaleDown, matches!(action, Action::ScaleUp { .. }));
             let applied = self.apply(&key, &snapshot, &under, action).await;
             if scales_up {
                 follow_pods();
             }
+            // It is not the status any more that the rest was planned with; the watch brings the new one.
+            status_passed |= if applied.is_ok() { allocates_ports } else { writes_status };
             if let Err(error) = applied {
                 if scales_down && apply::refused(&error) {
                     self.state().memories.entry(uid.clone()).or_default().scale_down_refused();

@@ -223,6 +223,11 @@ impl Action {
     pub fn needs_all_before(&self) -> bool {
         matches!(self, Self::ScaleDown | Self::RemoveFinalizer)
     }
+
+    /// Whether it writes the status, or tells people of what was written into it.
+    pub fn tells_status(&self) -> bool {
+        matches!(self, Self::WriteStatus(_) | Self::Event { .. })
+    }
 }
 
 /// What resolvers shall know of the ElastiService.

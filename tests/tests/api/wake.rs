@@ -35,6 +35,25 @@ async fn a_notification_of_a_resolver_wakes_the_target() {
     assert_eq!(event["regarding"]["name"], "web");
 }
 
+/// Regression: each change was told twice when its first write was refused, as the one beside the allocation of ports always was.
+#[tokio::test]
+async fn an_event_tells_of_what_was_written() {
+    let cluster = Cluster::new().await;
+    let sandbox = cluster.sandbox().await;
+    let operator = cluster.operator("a", &[]).await;
+    sleeping(&sandbox).await;
+    let token = cluster.own().token(RESOLVER, Some(TOKEN_AUDIENCE), None).await;
+    assert_eq!(operator.notify(&token, &sandbox.namespace, "web").await.0, 200);
+    let events = until("a later event", async || {
+        let events = sandbox.list::<Event>().await;
+        events.iter().any(|event| event["reason"] == "ScaledUp").then_some(events)
+    })
+    .await;
+    let intercepting: Vec<_> = events.iter().filter(|event| event["reason"] == "Intercepting").collect();
+    assert_eq!(intercepting.len(), 1, "{events:?}");
+    assert_eq!(intercepting[0]["series"], json!(null), "once");
+}
+
 #[tokio::test]
 async fn a_stateful_set_is_woken_as_a_deployment_is() {
     let cluster = Cluster::new().await;

@@ -120,6 +120,7 @@ impl Stand {
         self.settle().await?;
         let settled = (added.elapsed().saturating_sub(QUIET)).as_secs_f64();
         eprintln!("scale: settled after {settled:.1} s");
+        self.rest().await?;
 
         let (cpu, bytes, begun) = (self.operator.server.cpu()?, self.bytes(), Instant::now());
         let requests = per_minute(&self.api, self.window).await? - self.alone;
@@ -132,12 +133,14 @@ impl Stand {
 
         let wakes = self.wakes(if bench.short { 2 } else { WAKES }).await?;
         self.settle().await?;
+        self.rest().await?;
         let restart = self.restart()?;
         self.wait_synced().await?;
         let restart = restart.elapsed().as_secs_f64();
         let snapshot = real(self.bytes()) / each;
         eprintln!("scale: all is known again after {restart:.1} s");
         self.settle().await?;
+        self.rest().await?;
         Ok(Case { services, resolvers, settled, memory, cpu, requests, at_rest, snapshot, restart, wakes })
     }
 
@@ -161,6 +164,22 @@ impl Stand {
                 bail!("{} ElastiServices are not settled after {} s", self.services, SETTLE.as_secs());
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Waits until nothing is written any more: events, and slices that name other resolvers.
+    async fn rest(&self) -> Result<()> {
+        let (mut last, begun) = (self.api.writes().await?, Instant::now());
+        loop {
+            tokio::time::sleep(QUIET).await;
+            let writes = self.api.writes().await?;
+            if writes - last < 1.0 {
+                return Ok(());
+            }
+            last = writes;
+            if begun.elapsed() > SETTLE {
+                bail!("the operator still writes after {} s", SETTLE.as_secs());
+            }
         }
     }
 

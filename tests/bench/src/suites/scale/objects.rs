@@ -1,6 +1,7 @@
 //! The API server and what is on it: many Services at zero, each with its Deployment and its ElastiService.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -18,6 +19,9 @@ use crate::cluster::{elasti_services, until};
 
 /// Requests in flight while objects are made.
 const AT_ONCE: usize = 32;
+
+/// An operator that is about to wake a target again does so within this.
+const SHORTLY: Duration = Duration::from_millis(20);
 
 /// Where the Services are.
 const NAMESPACE: &str = "default";
@@ -86,17 +90,37 @@ impl ApiServer {
         .await
     }
 
-    /// Scales a target to zero by hand.
+    /// Scales a target to zero by hand, until it stays there: while the operator has not heard that nobody waits any more, it is woken
+    /// again.
     pub(super) async fn put_to_sleep(&self, number: usize) -> Result<()> {
-        let patch = Patch::Merge(json!({"spec": {"replicas": 0}}));
-        self.deployments().patch_scale(&name(number), &PatchParams::default(), &patch).await?;
-        Ok(())
+        let name = name(number);
+        until("the target stays at zero", || async {
+            let patch = Patch::Merge(json!({"spec": {"replicas": 0}}));
+            self.deployments().patch_scale(&name, &PatchParams::default(), &patch).await?;
+            tokio::time::sleep(SHORTLY).await;
+            let scale = self.deployments().get_scale(&name).await?;
+            Ok((scale.spec.and_then(|spec| spec.replicas).unwrap_or(0) == 0).then_some(()))
+        })
+        .await
     }
 
     /// Requests that it has answered so far; a watch is one when it ends.
     pub(super) async fn requests(&self) -> Result<f64> {
         let request = http::Request::get("/metrics").body(Vec::new())?;
         Ok(Metrics(self.0.request_text(request).await?).sum("apiserver_request_total{"))
+    }
+
+    /// What it has been told so far, leases aside.
+    pub(super) async fn writes(&self) -> Result<f64> {
+        let request = http::Request::get("/metrics").body(Vec::new())?;
+        let metrics = self.0.request_text(request).await?;
+        let writes = |line: &&str| {
+            let verbs = ["APPLY", "PATCH", "DELETE"].map(|verb| format!("verb=\"{verb}\""));
+            let event = line.contains(r#"resource="events""#) && line.contains(r#"verb="POST""#);
+            event || verbs.iter().any(|verb| line.contains(verb))
+        };
+        let lines: Vec<&str> = metrics.lines().filter(writes).collect();
+        Ok(Metrics(lines.join("\n")).sum("apiserver_request_total{"))
     }
 
     /// The CA of the operator's streams, once it has made one.

@@ -1,5 +1,9 @@
 //! Asks the API server by TokenReview.
+//!
+//! Invariant: however many resolvers come at once, as after a restart of the operator, the API server is asked about few at a time: a
+//! thousand together would all be answered too late, and wakes share their connection.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use elasti_api::names::TOKEN_AUDIENCE;
@@ -8,30 +12,40 @@ use futures::future::BoxFuture;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use kube::api::PostParams;
 use kube::{Api, Client};
+use tokio::sync::Semaphore;
 
 use super::{Caller, Review, TokenReviewer};
 
 /// How long an answer may take: less than the resolver's five seconds for a whole connection.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Tokens that the API server is asked about at once; one takes it some milliseconds.
+const AT_ONCE: usize = 16;
+
 /// Where the API server says to which pod a token is bound.
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 
 /// The API server.
 #[derive(Clone)]
-pub struct ApiServer(Client);
+pub struct ApiServer {
+    client: Client,
+    turns: Arc<Semaphore>,
+}
 
 impl ApiServer {
     /// Needs `create` on `tokenreviews.authentication.k8s.io`.
     pub fn new(client: Client) -> Self {
-        Self(client)
+        Self { client, turns: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 }
 
 impl TokenReviewer for ApiServer {
     fn review(&self, token: String) -> BoxFuture<'static, Result<Review, String>> {
-        let api: Api<TokenReview> = Api::all(self.0.clone());
+        let api: Api<TokenReview> = Api::all(self.client.clone());
+        let turns = Arc::clone(&self.turns);
         async move {
+            // Who does not wait so long hangs up, and this ends with it.
+            let _turn = turns.acquire().await.map_err(|closed| closed.to_string())?;
             let spec = TokenReviewSpec { token: Some(token), audiences: Some(vec![TOKEN_AUDIENCE.to_owned()]) };
             let review = TokenReview { spec, ..TokenReview::default() };
             let params = PostParams::default();
@@ -82,6 +96,23 @@ mod tests {
         let genuine = json!({"authenticated": true, "audiences": ["elasti-operator"], "user": user});
         let caller = Caller { user: "system:serviceaccount:n:r".into(), pod: Some("r-1".into()) };
         assert_eq!(review(201, status(&genuine)).await, Ok(Review::Genuine(caller)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_tokens_wait_for_their_turn_and_none_for_too_long() {
+        let busy = Arc::new(Semaphore::new(AT_ONCE));
+        let service = tower::service_fn(move |_: http::Request<kube::client::Body>| {
+            let busy = Arc::clone(&busy);
+            async move {
+                let _one = busy.try_acquire().expect("no more are asked about at once");
+                tokio::time::sleep(TIMEOUT / 2).await;
+                Ok::<_, std::convert::Infallible>(answer(201, status(&json!({"authenticated": false}))))
+            }
+        });
+        let reviewer = ApiServer::new(Client::new(service, "default"));
+        let reviews = (0..AT_ONCE * 4).map(|number| reviewer.review(number.to_string()));
+        let reviews = futures::future::join_all(reviews).await;
+        assert!(reviews.iter().all(|review| *review == Ok(Review::Refused)), "{reviews:?}");
     }
 
     #[tokio::test]

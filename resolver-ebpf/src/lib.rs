@@ -20,8 +20,8 @@ pub const DRAINING_PODS: &str = "DRAINING_PODS";
 /// then [`DRAINING`] holds for nobody.
 pub const PODS_CGROUP: &str = "PODS_CGROUP";
 
-/// Name of the map from socket cookies to [`Redirected`]: what `getpeername` answers.
-pub const ORIGINALS: &str = "ORIGINALS";
+/// Name of the array of [`NOTES_LEN`] [`Note`]s, one for each [`Note::place`]: what `getpeername` answers.
+pub const NOTES: &str = "NOTES";
 
 /// Name of the one-element array with the resolver's last heartbeat, in ns of `CLOCK_MONOTONIC`.
 pub const HEARTBEAT: &str = "HEARTBEAT";
@@ -50,9 +50,10 @@ pub const DRAINING_PODS_MAX: u32 = 1024;
 /// How many levels of cgroups above a caller are looked at: a container's is the fifth or sixth, and some nest a node in them.
 pub const CGROUP_LEVELS: i32 = 16;
 
-/// Entries of [`ORIGINALS`]: connections redirected and still open on one node. The oldest go first, and lose nothing
-/// but the answer to `getpeername`.
-pub const ORIGINALS_MAX: u32 = 65_536;
+/// Elements of [`NOTES`], a power of two: 6 MiB in all. A note stays until about so many other sockets of the node have got a
+/// cookie, which few ever do; a connection that loses it loses nothing but the answer to `getpeername`, which then names the
+/// resolver.
+pub const NOTES_LEN: u32 = 131_072;
 
 /// A heartbeat older than this, in ns, means that the resolver is stuck: connections pass untouched then. Ten times the
 /// interval at which it is written, so that a busy machine does not cause it.
@@ -129,7 +130,10 @@ pub struct Endpoint {
 /// A connection that was sent elsewhere.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Redirected {
+pub struct Note {
+    /// The cookie of its socket, which no other has had or will have (`SO_COOKIE` of socket(7)); zero, which none has, while the
+    /// rest is being written.
+    pub cookie: u64,
     /// What the client dialled.
     pub original: Endpoint,
     /// Where it was sent. A socket whose peer is another one by now has been connected anew.
@@ -150,9 +154,10 @@ pub struct Tracked {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Activity {
-    /// Connections that were opened and counted. Two of one moment may count as one; `last` misses none.
+    /// Connections that were opened and counted. Two of one moment may count as one. Nobody asks the clock for each: it was since
+    /// the look before that a number has grown.
     pub opened: u64,
-    /// When one was opened or carried data last; zero when none has.
+    /// The latest look at which one had carried data since the look before, or when the address was first followed.
     pub last: u64,
     /// The look that `open` is of; with another one than the latest, none is open.
     pub look: u64,
@@ -202,7 +207,17 @@ pub struct Pair {
 const _: () = assert!(size_of::<Tracked>() == 8 && size_of::<Activity>() == 40 && size_of::<Connection>() == 16);
 const _: () = assert!(size_of::<Source>() == 20 && size_of::<Pair>() == 40);
 const _: () = assert!(size_of::<Endpoint>() == 20 && align_of::<Endpoint>() == 4);
-const _: () = assert!(size_of::<Redirected>() == 40 && align_of::<Redirected>() == 4);
+const _: () = assert!(size_of::<Note>() == 48 && NOTES_LEN.is_power_of_two());
+
+impl Note {
+    /// Where [`NOTES`] has the note of a socket. The kernel numbers sockets one after the other, each CPU from some thousand
+    /// numbers of its own: neighbours in time are neighbours in memory, and the oldest note goes first.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "the upper bits are not asked")]
+    pub const fn place(cookie: u64) -> u32 {
+        cookie as u32 % NOTES_LEN
+    }
+}
 
 /// Third word of an IPv4-mapped address.
 const MAPPED: u32 = 0xffff_u32.to_be();
@@ -258,7 +273,7 @@ impl Endpoint {
 mod host {
     use std::net::{IpAddr, SocketAddr};
 
-    use super::{Activity, Endpoint, Redirected, Source, Tracked};
+    use super::{Activity, Endpoint, Source, Tracked};
 
     impl From<SocketAddr> for Endpoint {
         fn from(address: SocketAddr) -> Self {
@@ -289,10 +304,6 @@ mod host {
     // SAFETY: `repr(C)`, integers only, no padding that is not a field: any bytes are a valid value.
     #[expect(unsafe_code, reason = "aya asks for the promise that any bytes are a valid value")]
     unsafe impl aya::Pod for Endpoint {}
-
-    // SAFETY: two of the above.
-    #[expect(unsafe_code, reason = "aya asks for the promise that any bytes are a valid value")]
-    unsafe impl aya::Pod for Redirected {}
 
     // SAFETY: `repr(C)`, integers only, no padding that is not a field.
     #[expect(unsafe_code, reason = "aya asks for the promise that any bytes are a valid value")]

@@ -2,15 +2,17 @@
 //! for what the maps hold.
 #![expect(unsafe_code, reason = "the kernel's context and maps are raw pointers that its verifier checks")]
 
+use core::ptr::{read_volatile, write_volatile};
+
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_sock_addr};
 use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::{cgroup_sock_addr, map};
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use resolver_ebpf::{
     CGROUP_LEVELS, COUNTERS_LEN, Counter, DRAINING_MAX, DRAINING_PODS_MAX, Endpoint, FILTER_WORDS, HEARTBEAT_TTL_NS,
-    ORIGINALS_MAX, OWN_MARK, REDIRECTS_MAX, Redirected,
+    NOTES_LEN, Note, OWN_MARK, REDIRECTS_MAX,
 };
 
 mod tracking;
@@ -37,7 +39,7 @@ static DRAINING: HashMap<Endpoint, Endpoint> = HashMap::with_max_entries(DRAININ
 static DRAINING_PODS: HashMap<u64, u8> = HashMap::with_max_entries(DRAINING_PODS_MAX, BPF_F_NO_PREALLOC);
 
 #[map]
-static ORIGINALS: LruHashMap<u64, Redirected> = LruHashMap::with_max_entries(ORIGINALS_MAX, 0);
+static NOTES: Array<Note> = Array::with_max_entries(NOTES_LEN, 0);
 
 #[map]
 static HEARTBEAT: Array<u64> = Array::with_max_entries(1, 0);
@@ -188,7 +190,7 @@ fn redirect(ctx: &SockAddrContext, dialled: &Endpoint) -> Option<Endpoint> {
     }
     count(Counter::Redirected);
     // SAFETY: the loader writes it before the programs run, and nobody after that.
-    if unsafe { core::ptr::read_volatile(&raw const LOG_CONNECTS) } != 0 {
+    if unsafe { read_volatile(&raw const LOG_CONNECTS) } != 0 {
         debug!(ctx, "redirected port {}", u16::from_be(dialled.port_be));
     }
     Some(target)
@@ -198,7 +200,7 @@ fn redirect(ctx: &SockAddrContext, dialled: &Endpoint) -> Option<Endpoint> {
 #[inline(always)]
 fn draining(dialled: &Endpoint) -> Option<Endpoint> {
     // SAFETY: the loader writes it before the programs run, and nobody after that.
-    let pods = unsafe { core::ptr::read_volatile(&raw const PODS_CGROUP) };
+    let pods = unsafe { read_volatile(&raw const PODS_CGROUP) };
     if pods == 0 {
         return None;
     }
@@ -231,18 +233,31 @@ fn target(map: &HashMap<Endpoint, Endpoint>, dialled: &Endpoint) -> Option<Endpo
     if target == again { Some(target) } else { None }
 }
 
-/// Keeps what the client dialled. Where there is no room the connection goes on, and `getpeername` tells the resolver.
+/// Keeps what the client dialled, in the place of a socket that is older by [`NOTES_LEN`].
 #[inline(always)]
 fn remember(ctx: &SockAddrContext, original: Endpoint, replacement: Endpoint) {
-    let _no_room = ORIGINALS.insert(cookie(ctx), Redirected { original, replacement }, 0);
+    let cookie = cookie(ctx);
+    let Some(note) = NOTES.get_ptr_mut(Note::place(cookie)) else { return };
+    // SAFETY: an element of ours. Whoever reads it meanwhile finds another cookie before or after.
+    unsafe {
+        write_volatile(&raw mut (*note).cookie, 0);
+        write_volatile(&raw mut (*note).original, original);
+        write_volatile(&raw mut (*note).replacement, replacement);
+        write_volatile(&raw mut (*note).cookie, cookie);
+    }
 }
 
 /// What the client of this socket dialled, if its peer is still the one that it was sent to.
 #[inline(always)]
 fn original(ctx: &SockAddrContext, peer: &Endpoint) -> Option<Endpoint> {
-    // SAFETY: at worst, an element that is reused meanwhile is read, and its replacement is another peer.
-    let redirected = unsafe { ORIGINALS.get(cookie(ctx)) }?;
-    if redirected.replacement == *peer { Some(redirected.original) } else { None }
+    let cookie = cookie(ctx);
+    let note = NOTES.get_ptr(Note::place(cookie))?;
+    // SAFETY: an element of ours. What is written anew while it is read has another cookie before or after; where a CPU changes the
+    // order of what it writes, the replacement below is at least that of the same port of the same Service.
+    let (before, note, after) = unsafe {
+        (read_volatile(&raw const (*note).cookie), read_volatile(note), read_volatile(&raw const (*note).cookie))
+    };
+    if before == cookie && after == cookie && note.replacement == *peer { Some(note.original) } else { None }
 }
 
 #[inline(always)]

@@ -59,7 +59,7 @@ pub struct Seen {
     pub opened: u64,
     /// Connections that are open.
     pub open: u32,
-    /// For how long none was opened or carried data.
+    /// For how long, as looks have seen it, none was opened or carried data.
     pub idle: Duration,
     /// Any connection was seen at all, whether it counts or not.
     pub visible: bool,

@@ -88,6 +88,13 @@ impl Host {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
+    /// Connects to both addresses, the second time with a socket whose note displaces that of the first; returns the peers that
+    /// both sockets name after that.
+    pub fn displace(&self, first: &str, second: &str) -> String {
+        let output = self.inside(probe()).args(["displace", first, second]).output().expect("cannot start a client");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
     /// Opens a connection that stays open until it is dropped.
     pub fn talk(&self, address: SocketAddr) -> Talk {
         open(self.inside(probe()), address)

@@ -133,6 +133,16 @@ async fn a_socket_that_is_connected_anew_does_not_lie_about_its_peer() {
     assert_eq!(it.host.connect(&[SERVICE4, &other]), format!("{other} other"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_note_that_another_connection_has_displaced_is_answered_to_nobody_else() {
+    let mut it = Redirected::new("displaced");
+    let other = "10.96.0.11:81";
+    it.wanted.insert(other.parse().unwrap(), it.wanted[&SERVICE4.parse().unwrap()]);
+    it.redirector.sync(&it.wanted).unwrap();
+    let resolver = it.wanted[&SERVICE4.parse().unwrap()];
+    assert_eq!(it.host.displace(SERVICE4, other), format!("{resolver} {other}"));
+}
+
 #[tokio::test]
 async fn two_resolvers_share_a_node_during_a_rollout() {
     let mut it = Redirected::new("rollout");

@@ -108,6 +108,8 @@ async fn data_of_the_client_alone_is_seen_and_silence_is_too() {
     it.until("one byte", |seen| seen.idle < pause);
     it.until("silence again", |seen| seen.idle > pause);
     assert_eq!(it.seen().opened, 1);
+    drop(it.host.talk(it.addresses[0]));
+    it.until("a connection that may have ended since", |seen| seen.idle < pause && seen.opened == 2);
 }
 
 #[tokio::test]

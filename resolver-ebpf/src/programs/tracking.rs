@@ -155,10 +155,7 @@ fn opened(ops: *const bpf_sock_ops) -> Option<()> {
         return None;
     }
     // SAFETY: as above.
-    unsafe {
-        write_volatile(&raw mut (*activity).opened, (*activity).opened + 1);
-        write_volatile(&raw mut (*activity).last, bpf_ktime_get_ns());
-    }
+    unsafe { write_volatile(&raw mut (*activity).opened, (*activity).opened + 1) };
     // SAFETY: the verifier checks every access to the context.
     let sk = unsafe { (*ops).__bindgen_anon_2.sk };
     let mut connection = Connection { bytes: 0, id: tracked.id, padding: 0 };

@@ -51,12 +51,21 @@ pub struct Sockets {
     iterator: Iterator,
     /// Of `adopt` at the cgroups of pods, by UID.
     adopting: BTreeMap<String, Link>,
-    endpoints: BTreeMap<SocketAddr, Tracked>,
+    endpoints: BTreeMap<SocketAddr, Followed>,
     /// Why connections to an address cannot be followed.
     faults: BTreeMap<SocketAddr, String>,
     groups: BTreeMap<Arc<BTreeSet<Cidr>>, u32>,
     last_id: u32,
     last_group: u32,
+}
+
+/// An address that is followed.
+struct Followed {
+    tracked: Tracked,
+    /// [`Activity::opened`] at the latest look.
+    opened: u64,
+    /// The look at which that had grown last, in ns of `CLOCK_MONOTONIC`; zero when it never has.
+    grown: u64,
 }
 
 impl Sockets {
@@ -136,7 +145,7 @@ impl Sockets {
     fn drop_groups(&mut self) {
         let Self { groups, endpoints, sources, .. } = self;
         groups.retain(|ranges, group| {
-            let used = endpoints.values().any(|tracked| tracked.sources == *group);
+            let used = endpoints.values().any(|followed| followed.tracked.sources == *group);
             if !used {
                 for range in ranges.iter() {
                     // One that cannot be removed is of a number that nobody has.
@@ -150,17 +159,21 @@ impl Sockets {
     fn follow(&mut self, address: SocketAddr, wanted: &Wanted) -> Result<(), String> {
         let failed = |error: aya::maps::MapError| format!("cannot follow connections to {address}: {}", chain(&error));
         let sources = self.group(&wanted.ignored)?;
-        let tracked = match self.endpoints.get(&address) {
-            Some(tracked) if tracked.sources == sources => return Ok(()),
-            Some(tracked) => Tracked { sources, ..*tracked },
+        let tracked = match self.endpoints.get_mut(&address) {
+            Some(followed) if followed.tracked.sources == sources => return Ok(()),
+            Some(followed) => {
+                followed.tracked.sources = sources;
+                followed.tracked
+            }
             None => {
                 self.last_id += 1;
                 let activity = Activity { last: now(), ..Activity::default() };
                 self.activity.insert(self.last_id, activity, 0).map_err(failed)?;
-                Tracked { id: self.last_id, sources }
+                let tracked = Tracked { id: self.last_id, sources };
+                self.endpoints.insert(address, Followed { tracked, opened: 0, grown: 0 });
+                tracked
             }
         };
-        self.endpoints.insert(address, tracked);
         let endpoint = Endpoint::from(address);
         self.filter.widen([&endpoint]);
         let inserted = self.tracked.insert(endpoint, tracked, 0);
@@ -171,10 +184,10 @@ impl Sockets {
     }
 
     fn forget(&mut self, address: SocketAddr) {
-        if let Some(tracked) = self.endpoints.remove(&address) {
+        if let Some(followed) = self.endpoints.remove(&address) {
             // What is not there needs no removal.
             drop(self.tracked.remove(&Endpoint::from(address)));
-            drop(self.activity.remove(&tracked.id));
+            drop(self.activity.remove(&followed.tracked.id));
         }
     }
 
@@ -232,18 +245,21 @@ impl Track for Sockets {
         self.number.set(0, self.looks, 0).map_err(|error| chain(&error))?;
         self.iterator.run().map_err(|error| format!("cannot look at the sockets of pods: {error}"))?;
         let now = now();
-        for (address, tracked) in &self.endpoints {
+        for (address, followed) in &mut self.endpoints {
             let activity = self
                 .activity
-                .get(&tracked.id, 0)
+                .get(&followed.tracked.id, 0)
                 .map_err(|error| format!("cannot read of connections to {address}: {}", chain(&error)))?;
             let lost =
                 (activity.lost != 0).then(|| format!("the kernel had no memory to follow a connection to {address}"));
             let fault = self.faults.get(address).cloned().or(lost);
+            if activity.opened != followed.opened {
+                (followed.opened, followed.grown) = (activity.opened, now);
+            }
             let activity = Seen {
                 opened: activity.opened,
                 open: if activity.look == self.looks { activity.open } else { 0 },
-                idle: Duration::from_nanos(now.saturating_sub(activity.last)),
+                idle: Duration::from_nanos(now.saturating_sub(activity.last.max(followed.grown))),
                 visible: activity.seen != 0,
                 fault,
             };

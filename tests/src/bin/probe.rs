@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
+use resolver_ebpf::{NOTES_LEN, Note};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Longer than any local connection takes, shorter than a test's patience.
@@ -34,6 +35,9 @@ enum Probe {
         #[arg(long)]
         udp: bool,
     },
+    /// Connects to the first address, then makes sockets until the note of one would be where that of the first is, connects it
+    /// to the second address, and prints the peers that both name
+    Displace { first: SocketAddr, second: SocketAddr },
 }
 
 fn main() -> Result<()> {
@@ -48,6 +52,7 @@ fn main() -> Result<()> {
             }
             Ok(())
         }
+        Probe::Displace { first, second } => displace(first, second),
     }
 }
 
@@ -108,6 +113,26 @@ fn connect(addresses: &[SocketAddr], mapped: bool, mark: u32, udp: bool) -> Resu
         format!("{peer} {greeting}").trim().clone_into(&mut seen);
     }
     Ok(seen)
+}
+
+/// Laps around the notes: the numbers of one may have gone to another CPU.
+const LAPS: u32 = 64;
+
+fn displace(first: SocketAddr, second: SocketAddr) -> Result<()> {
+    let tcp = |address| Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP));
+    let older = tcp(first)?;
+    older.connect(&first.into())?;
+    let place = Note::place(older.cookie()?);
+    for _ in 0..LAPS * NOTES_LEN {
+        let newer = tcp(second)?;
+        if Note::place(newer.cookie()?) == place {
+            newer.connect(&second.into())?;
+            let peers = [older, newer].map(|socket| socket.peer_addr().ok().and_then(|peer| peer.as_socket()));
+            println!("{}", peers.map(|peer| peer.map_or_else(String::new, |peer| peer.to_string())).join(" "));
+            return Ok(());
+        }
+    }
+    anyhow::bail!("no socket has displaced the first")
 }
 
 fn unspecified() -> socket2::SockAddr {

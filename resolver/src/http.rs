@@ -16,7 +16,8 @@ use http::header::CONNECTION;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
+use hyper::service::{Service as _, service_fn};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncWriteExt, Interest, copy_bidirectional};
 use tokio::net::TcpStream;
@@ -33,8 +34,10 @@ use crate::service::Service;
 
 use body::{Answering, Body, During};
 use goaway::{Ask, GoAway};
+use headers::Introduction;
 use inbox::Inbox;
 use io::ClientIo;
+use link::{Link, Motion};
 use reservation::Reservation;
 use upstream::{Reuse, Upstream};
 
@@ -44,6 +47,7 @@ pub mod goaway;
 pub mod headers;
 pub mod inbox;
 pub mod io;
+pub mod link;
 pub mod probe;
 pub mod reservation;
 pub mod upstream;
@@ -86,9 +90,12 @@ pub struct BrokenOff;
 /// What the requests of one connection share.
 struct Exchange {
     session: Session,
+    introduction: Introduction,
     spoken: Spoken,
     inbox: Option<Arc<Inbox>>,
     upstream: Mutex<Option<Upstream>>,
+    /// Absent where nobody polls it.
+    link: Option<Link>,
 }
 
 /// The requests of one client to one port of a Service, by a connection that bears others too.
@@ -98,7 +105,7 @@ pub struct Requests(Arc<Exchange>);
 impl Requests {
     /// The first one is still to come.
     pub fn new(spoken: Spoken, session: Session) -> Self {
-        Self(Arc::new(Exchange { session, spoken, inbox: None, upstream: Mutex::default() }))
+        Self(Arc::new(Exchange::new(spoken, session)))
     }
 
     /// Whether the Service still has the port.
@@ -119,8 +126,9 @@ pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Option<Reached>, 
     let bytes = session.service.metrics().bytes.clone();
     let context = Arc::clone(&session.context);
     let inbox = (spoken == Spoken::Http1).then(Arc::<Inbox>::default);
+    let link = (spoken == Spoken::Http1).then(Link::default);
     let (upstream, place) = match reached {
-        Some(Reached { target, place }) => match Upstream::new(spoken, target, place.backend()).await {
+        Some(Reached { target, place }) => match Upstream::new(spoken, target, place.backend(), link.as_ref()).await {
             Ok(upstream) => (Some(upstream), Some(place)),
             Err(_) => (None, None),
         },
@@ -131,14 +139,13 @@ pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Option<Reached>, 
     let ask = Ask::default();
     let io = ClientIo::new(stream, bytes, inbox.clone()).with_reservation(Arc::clone(&reservation));
     let views = session.service.views();
-    let exchange = Exchange { session: session.clone(), spoken, inbox: inbox.clone(), upstream: Mutex::new(upstream) };
-    let exchange = Arc::new(exchange);
-    let begun = CancellationToken::new();
-    let first = begun.clone();
+    let upstream = Mutex::new(upstream);
+    let exchange =
+        Arc::new(Exchange { inbox: inbox.clone(), upstream, link, ..Exchange::new(spoken, session.clone()) });
+    let answering = Arc::clone(&exchange);
     let service = service_fn(move |request| {
-        first.cancel();
         // Now, not when the answer is first polled: hyper reads on before that.
-        Arc::clone(&exchange).answer(request, reservation.take())
+        Arc::clone(&answering).answer(request, reservation.take())
     });
     let leaving_idle = async {
         context.leaving.cancelled().await;
@@ -148,6 +155,12 @@ pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Option<Reached>, 
         if spoken == Spoken::Http2 {
             let mut views = views;
             let io = io.with_goaway(GoAway::new(ask.clone()));
+            let begun = CancellationToken::new();
+            let first = begun.clone();
+            let service = service_fn(move |request| {
+                first.cancel();
+                service.call(request)
+            });
             let mut connection = pin!(http2::Builder::new(TokioExecutor::new()).serve_connection(io, service));
             let handed_over = async {
                 tokio::select! {
@@ -175,11 +188,12 @@ pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Option<Reached>, 
                 .serve_connection(io, service)
                 .with_upgrades();
             let mut connection = pin!(connection);
+            let link = exchange.link.as_ref();
             tokio::select! {
-                ended = &mut connection => return ended,
+                ended = link::beside(connection.as_mut(), link) => return ended,
                 () = leaving_idle => connection.as_mut().graceful_shutdown(),
             }
-            connection.await
+            link::beside(connection, link).await
         }
     };
     if let Some(Err(error)) = context.ended.run_until_cancelled(served).await {
@@ -249,6 +263,12 @@ pub async fn refuse(spoken: Spoken, stream: TcpStream, service: &Service, reason
 }
 
 impl Exchange {
+    /// There is no connection to the target yet, and nobody watches the client's.
+    fn new(spoken: Spoken, session: Session) -> Self {
+        let introduction = Introduction::of(session.client.address.ip());
+        Self { session, introduction, spoken, inbox: None, upstream: Mutex::default(), link: None }
+    }
+
     /// Forwards a request, or says why not; `place` is one at the backend of the client's own connection, if it has one already.
     async fn answer(
         self: Arc<Self>,
@@ -268,7 +288,7 @@ impl Exchange {
         service.request(client.address.ip());
         let grpc = answer::is_grpc(request.headers());
         let (mut parts, body) = request.into_parts();
-        headers::forward_request(&mut parts, client.address);
+        self.introduction.put_into(&mut parts);
         let (length, connect) = (body.size_hint().exact(), parts.method == Method::CONNECT);
         let mut request = Request::from_parts(parts, body);
         let upgrade = hyper::upgrade::on(&mut request);
@@ -306,8 +326,9 @@ impl Exchange {
             let mut response = Response::from_parts(parts, body);
             let target = hyper::upgrade::on(&mut response);
             let ended = self.session.context.ended.clone();
+            let connection = self.link.as_ref().and_then(Link::take);
             let copied = async move {
-                ended.run_until_cancelled(copy(upgrade, target)).await;
+                ended.run_until_cancelled(copy(upgrade, target, connection)).await;
                 drop(forwarding);
             };
             self.session.context.connections.spawn(copied);
@@ -348,7 +369,10 @@ impl Exchange {
         let concurrency = &Concurrency::of_requests(policy.concurrency);
         // Streams of one connection wait for one dial, each for its own time.
         let left = || policy.timeout.saturating_sub(since.elapsed());
-        let mut own = timeout(left(), self.upstream.lock()).await.map_err(|_| Closed::Timeout)?;
+        let mut own = match self.upstream.try_lock() {
+            Ok(own) => own,
+            Err(_) => timeout(left(), self.upstream.lock()).await.map_err(|_| Closed::Timeout)?,
+        };
         let mut known = own.take().filter(|upstream| targets.contains(&upstream.backend()));
         if let Some(mut upstream) = known.take()
             && upstream.usable().await
@@ -367,7 +391,7 @@ impl Exchange {
         if left().is_zero() {
             return Err(Closed::DialFailed);
         }
-        let dialer = Reuse::new(known, context.dialer, self.spoken);
+        let dialer = Reuse::new(known, context.dialer, self.spoken, self.link.as_ref());
         let seeker = Seeker { service, port: *port, dialer, client: *client, concurrency, since };
         // hyper drops the request when the client leaves.
         let Reached { target: upstream, place } = hold::reach(&seeker, std::future::pending()).await?;
@@ -376,10 +400,15 @@ impl Exchange {
     }
 }
 
-/// Copies both ways what follows an upgrade.
-async fn copy(client: hyper::upgrade::OnUpgrade, target: hyper::upgrade::OnUpgrade) {
+/// Copies both ways what follows an upgrade. `connection` is the target's, if nobody else moves it on.
+async fn copy(client: OnUpgrade, target: OnUpgrade, connection: Option<Motion>) {
+    let moved = async {
+        if let Some(connection) = connection {
+            link::told(connection.await);
+        }
+    };
     let both = async { Ok::<_, hyper::Error>((client.await?, target.await?)) };
-    match both.await {
+    match tokio::join!(both, moved).0 {
         Ok((client, target)) => {
             drop(copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(target)).await);
         }

@@ -1,7 +1,8 @@
 //! What changes in the headers of a message on its way: what concerns one connection alone is taken out, and the target
 //! is told who asked. Pure.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 
 use http::header::{CONNECTION, FORWARDED, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, request};
@@ -14,27 +15,62 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Makes a client's request one of ours.
-pub fn forward_request(request: &mut request::Parts, client: SocketAddr) {
-    let trailers = has_token(&request.headers, &TE, "trailers");
-    strip(&mut request.headers);
-    if trailers {
-        // gRPC servers ask for it.
-        request.headers.insert(TE, HeaderValue::from_static("trailers"));
+/// Fields that a request gets at most.
+const ADDED: usize = 4;
+
+/// What a target is told of one client. What it takes to say that is kept, since most requests of a connection are alike.
+#[derive(Debug)]
+pub struct Introduction {
+    client: IpAddr,
+    address: HeaderValue,
+    /// What `Forwarded` says of a request to this host.
+    forwarded: Mutex<Option<(Option<HeaderValue>, HeaderValue)>>,
+}
+
+impl Introduction {
+    /// Of this client.
+    pub fn of(client: IpAddr) -> Self {
+        let address = HeaderValue::try_from(client.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
+        Self { client, address, forwarded: Mutex::default() }
     }
-    let host = request.headers.get(HOST).cloned().or_else(|| {
-        let authority = request.uri.authority()?;
-        HeaderValue::from_str(authority.as_str()).ok()
-    });
-    let headers = &mut request.headers;
-    append(headers, X_FORWARDED_FOR, client.ip().to_string());
-    let named = host.as_ref().and_then(|host| host.to_str().ok());
-    let named = named.map(|host| format!(";host={}", quoted(host))).unwrap_or_default();
-    append(headers, FORWARDED, format!("for={}{named};proto=http", node(client.ip())));
-    if let Some(host) = host {
-        headers.entry(X_FORWARDED_HOST).or_insert(host);
+
+    /// Makes a request of the client one of ours.
+    pub fn put_into(&self, request: &mut request::Parts) {
+        let trailers = has_token(&request.headers, &TE, "trailers");
+        strip(&mut request.headers);
+        if trailers {
+            // gRPC servers ask for it.
+            request.headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
+        let host = request.headers.get(HOST).cloned().or_else(|| {
+            let authority = request.uri.authority()?;
+            HeaderValue::from_str(authority.as_str()).ok()
+        });
+        let headers = &mut request.headers;
+        headers.reserve(ADDED);
+        append(headers, X_FORWARDED_FOR, self.address.clone());
+        append(headers, FORWARDED, self.forwarded(host.as_ref()));
+        if let Some(host) = host {
+            headers.entry(X_FORWARDED_HOST).or_insert(host);
+        }
+        headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
     }
-    headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
+
+    fn forwarded(&self, host: Option<&HeaderValue>) -> HeaderValue {
+        // Every change is one assignment, so a poisoned lock still guards a sound value.
+        let mut kept = self.forwarded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, value)) = kept.as_ref().filter(|(of, _)| of.as_ref() == host) {
+            return value.clone();
+        }
+        let named = host.and_then(|host| host.to_str().ok());
+        let named = named.map(|host| format!(";host={}", quoted(host))).unwrap_or_default();
+        let value = HeaderValue::try_from(format!("for={}{named};proto=http", node(self.client)));
+        let value = value.unwrap_or(HeaderValue::from_static("for=unknown"));
+        // A copy of the host: as it came it would keep the whole head of its request.
+        let host = host.and_then(|host| HeaderValue::from_bytes(host.as_bytes()).ok());
+        *kept = Some((host, value.clone()));
+        value
+    }
 }
 
 /// Takes out what concerns one connection alone. An upgrade concerns both, and stays.
@@ -63,13 +99,13 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 }
 
 /// One more element of a list-valued field, as a value of its own where the old one is not text.
-fn append(headers: &mut HeaderMap, name: HeaderName, element: String) {
+fn append(headers: &mut HeaderMap, name: HeaderName, element: HeaderValue) {
     let joined = match headers.get(&name).and_then(|value| value.to_str().ok()) {
-        Some(before) if headers.get_all(&name).iter().count() == 1 => format!("{before}, {element}"),
+        Some(before) if headers.get_all(&name).iter().count() == 1 => {
+            [before.as_bytes(), b", ", element.as_bytes()].concat()
+        }
         _ => {
-            if let Ok(value) = HeaderValue::try_from(element) {
-                headers.append(name, value);
-            }
+            headers.append(name, element);
             return;
         }
     };
@@ -96,6 +132,8 @@ fn quoted(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
     fn forwarded(fields: &[(&str, &str)], client: &str) -> HeaderMap {
@@ -104,7 +142,8 @@ mod tests {
             request = request.header(*name, *value);
         }
         let (mut parts, ()) = request.body(()).unwrap().into_parts();
-        forward_request(&mut parts, client.parse().unwrap());
+        let client: SocketAddr = client.parse().unwrap();
+        Introduction::of(client.ip()).put_into(&mut parts);
         parts.headers
     }
 

@@ -29,6 +29,9 @@ const LINGER: Duration = Duration::from_secs(1);
 /// hyper reads at most this much at once.
 const CHUNK: usize = 16 * 1024;
 
+/// What is copied to be written at once: a head and a short body.
+const SMALL: usize = 4 * 1024;
+
 /// A client's connection.
 #[derive(Debug)]
 pub struct ClientIo {
@@ -183,7 +186,7 @@ impl Write for ClientIo {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_goaway(cx))?;
-        let written = ready!(self.stream()?.poll_write_vectored(cx, bufs))?;
+        let written = ready!(poll_send(self.stream()?, cx, bufs))?;
         self.bytes.inc_by(written as u64);
         if let Some(goaway) = &mut self.goaway {
             let mut left = written;
@@ -195,6 +198,27 @@ impl Write for ClientIo {
         }
         Poll::Ready(Ok(written))
     }
+}
+
+/// Writes as much of `bufs` as the peer takes at once. Small ones are put together first: for `writev` the kernel takes longer than
+/// that.
+pub(super) fn poll_send(
+    stream: Pin<&mut TcpStream>,
+    cx: &mut Context<'_>,
+    bufs: &[io::IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    if let [one] = bufs {
+        return stream.poll_write(cx, one);
+    }
+    if bufs.iter().map(|buf| buf.len()).sum::<usize>() > SMALL {
+        return stream.poll_write_vectored(cx, bufs);
+    }
+    let mut whole = [const { MaybeUninit::uninit() }; SMALL];
+    let mut whole = ReadBuf::uninit(&mut whole);
+    for buf in bufs {
+        whole.put_slice(buf);
+    }
+    stream.poll_write(cx, whole.filled())
 }
 
 #[cfg(test)]

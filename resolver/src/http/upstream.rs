@@ -15,6 +15,8 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
+use super::io::poll_send;
+use super::link::{Link, told};
 use crate::forward::{Connect, Dialer};
 use crate::protocol::Spoken;
 
@@ -37,8 +39,14 @@ enum Sender {
 }
 
 impl Upstream {
-    /// Speaks what the client speaks. The connection lives until this is dropped and its responses have ended.
-    pub async fn new(spoken: Spoken, stream: TcpStream, backend: SocketAddr) -> hyper::Result<Self> {
+    /// Speaks what the client speaks. The connection lives until this is dropped and its responses have ended; one of HTTP/1 for which
+    /// there is a `link` is moved on there, any other by a task of its own.
+    pub async fn new(
+        spoken: Spoken,
+        stream: TcpStream,
+        backend: SocketAddr,
+        link: Option<&Link>,
+    ) -> hyper::Result<Self> {
         let io = TargetIo { stream: TokioIo::new(stream), refuses: false };
         let sender = if spoken == Spoken::Http2 {
             let (sender, connection) = http2::Builder::new(TokioExecutor::new()).handshake(io).await?;
@@ -53,7 +61,11 @@ impl Upstream {
                 .ignore_invalid_headers_in_responses(true)
                 .handshake(io)
                 .await?;
-            tokio::spawn(async move { told(connection.with_upgrades().await) });
+            let connection = connection.with_upgrades();
+            match link {
+                Some(link) => link.put(Box::pin(connection)),
+                None => drop(tokio::spawn(async move { told(connection.await) })),
+            }
             Sender::Http1(sender)
         };
         Ok(Self { backend, used: Instant::now(), sender })
@@ -94,16 +106,17 @@ impl Upstream {
 
 /// Opens connections to the target that speak what the client speaks, or brings the client's own back to its backend.
 #[derive(Debug)]
-pub struct Reuse {
+pub struct Reuse<'a> {
     own: Mutex<Option<Upstream>>,
     dialer: Dialer,
     spoken: Spoken,
+    link: Option<&'a Link>,
 }
 
-impl Reuse {
-    /// With the client's own connection, if it has one.
-    pub fn new(own: Option<Upstream>, dialer: Dialer, spoken: Spoken) -> Self {
-        Self { own: Mutex::new(own), dialer, spoken }
+impl<'a> Reuse<'a> {
+    /// With the client's own connection, if it has one; others are moved on by `link`, if there is one.
+    pub fn new(own: Option<Upstream>, dialer: Dialer, spoken: Spoken, link: Option<&'a Link>) -> Self {
+        Self { own: Mutex::new(own), dialer, spoken, link }
     }
 
     fn own(&self, backend: SocketAddr) -> Option<Upstream> {
@@ -113,7 +126,7 @@ impl Reuse {
     }
 }
 
-impl Connect for Reuse {
+impl Connect for Reuse<'_> {
     type Connection = Upstream;
 
     async fn connect(&self, address: SocketAddr, header: &[u8], within: Duration) -> io::Result<Upstream> {
@@ -123,7 +136,7 @@ impl Connect for Reuse {
             return Ok(own);
         }
         let stream = self.dialer.connect(address, header, within).await?;
-        Upstream::new(self.spoken, stream, address).await.map_err(io::Error::other)
+        Upstream::new(self.spoken, stream, address, self.link).await.map_err(io::Error::other)
     }
 }
 
@@ -185,14 +198,7 @@ impl Write for TargetIo {
         if self.refuses {
             return Poll::Ready(Ok(whole));
         }
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let written = poll_send(Pin::new(self.stream.inner_mut()), cx, bufs);
         self.lenient(written, whole)
-    }
-}
-
-fn told(ended: hyper::Result<()>) {
-    if let Err(error) = ended {
-        let error: io::Error = io::Error::other(error);
-        tracing::debug!(%error, "a connection to a target broke");
     }
 }

@@ -288,6 +288,9 @@ impl Exchange {
         service.request(client.address.ip());
         let grpc = answer::is_grpc(request.headers());
         let (mut parts, body) = request.into_parts();
+        if let (Some(inbox), Some(length), true) = (&self.inbox, body.size_hint().exact(), headers::is_last(&parts)) {
+            inbox.set_last(length);
+        }
         self.introduction.put_into(&mut parts);
         let (length, connect) = (body.size_hint().exact(), parts.method == Method::CONNECT);
         let mut request = Request::from_parts(parts, body);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
 use http::header::{CONNECTION, FORWARDED, HOST, TE, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, HeaderName, HeaderValue, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Version, request};
 
 /// Fields of one connection (RFC 9110, section 7.6.1, and its older companions). `Trailer` is not one of them.
 const HOP_BY_HOP: [HeaderName; 4] =
@@ -71,6 +71,12 @@ impl Introduction {
         *kept = Some((host, value.clone()));
         value
     }
+}
+
+/// Whether the client sends nothing after this request (RFC 9112, section 9.3).
+pub fn is_last(request: &request::Parts) -> bool {
+    let says = |token| has_token(&request.headers, &CONNECTION, token);
+    request.version <= Version::HTTP_10 && !says("keep-alive") || says("close")
 }
 
 /// Takes out what concerns one connection alone. An upgrade concerns both, and stays.

@@ -30,13 +30,28 @@ struct Seen {
     head_end: Option<u64>,
     /// Since when there has been a part of a head.
     partial_since: Option<Instant>,
+    /// The client has said that the request that is being answered is its last, whose body has this length.
+    last: Option<u64>,
+    /// The last request was answered, and nothing but it has come.
+    over: bool,
     given_back: Option<(TcpStream, Vec<u8>)>,
+}
+
+impl Seen {
+    fn is_all(&self, body: Option<u64>) -> bool {
+        match (self.head_end, body) {
+            (Some(end), Some(body)) => end.checked_add(body) == Some(self.received),
+            (Some(_), None) => self.tail.ends_with(LAST_CHUNK),
+            (None, _) => false,
+        }
+    }
 }
 
 impl Inbox {
     /// These bytes have come.
     pub fn received(&self, bytes: &[u8], now: Instant) {
         let mut seen = self.seen();
+        seen.over = false;
         if !seen.answering && seen.head_end.is_none() {
             let end = seen.line.head_end(bytes);
             seen.head_end = end.map(|end| seen.received + end as u64);
@@ -61,18 +76,24 @@ impl Inbox {
     /// The answer is complete.
     pub fn answered(&self) {
         let mut seen = self.seen();
+        seen.over = seen.last.is_some_and(|body| seen.is_all(Some(body)));
         seen.answering = false;
         seen.head_end = None;
     }
 
+    /// The client has said that it sends nothing after the request that is being answered, whose body has this length.
+    pub fn set_last(&self, body: u64) {
+        self.seen().last = Some(body);
+    }
+
+    /// Whether the client, as it has said, sends nothing any more.
+    pub fn is_over(&self) -> bool {
+        self.seen().over
+    }
+
     /// Whether all that has come is the request that is being answered, whose body has this length, `None` if chunked.
     pub fn is_all(&self, body: Option<u64>) -> bool {
-        let seen = self.seen();
-        match (seen.head_end, body) {
-            (Some(end), Some(body)) => end.checked_add(body) == Some(seen.received),
-            (Some(_), None) => seen.tail.ends_with(LAST_CHUNK),
-            (None, _) => false,
-        }
+        self.seen().is_all(body)
     }
 
     /// Whether the next byte begins a head.
@@ -192,6 +213,26 @@ mod tests {
         inbox.answered();
         inbox.answering();
         assert!(!inbox.is_all(Some(0)), "hyper had it before it asked for more");
+    }
+
+    #[test]
+    fn a_client_is_through_when_its_last_request_is_answered_and_nothing_else_has_come() {
+        let inbox = after(&[GET]);
+        inbox.answered();
+        assert!(!inbox.is_over(), "it has not said so");
+        inbox.received(GET, Instant::now());
+        inbox.answering();
+        inbox.set_last(0);
+        assert!(!inbox.is_over(), "not answered");
+        inbox.answered();
+        assert!(inbox.is_over());
+        inbox.received(b"\r\n", Instant::now());
+        assert!(!inbox.is_over(), "more than it said");
+
+        let inbox = after(&[b"POST / HTTP/1.1\r\ncontent-length: 4\r\n\r\nab"]);
+        inbox.set_last(4);
+        inbox.answered();
+        assert!(!inbox.is_over(), "the rest of its body is on its way");
     }
 
     #[test]

@@ -87,6 +87,13 @@ impl ClientIo {
         self.stream.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
+    /// Whether the client has said that it sends nothing any more, and keeps to it.
+    fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut more = [const { MaybeUninit::uninit() }; 1];
+        self.inbox.as_ref().is_some_and(|inbox| inbox.is_over())
+            && self.stream().is_ok_and(|stream| stream.poll_read(cx, &mut ReadBuf::uninit(&mut more)).is_pending())
+    }
+
     /// Whether the client has begun a head too long ago; if not, sees to it that the task is woken when it has.
     fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(since) = self.inbox.as_ref().and_then(|inbox| inbox.partial_since()) else {
@@ -152,12 +159,18 @@ impl Write for ClientIo {
     }
 
     /// Closes our sending side and waits a while for the client to close its own: what it still sends would be answered
-    /// with a reset, which may overtake the last response (RFC 9112, section 9.6).
+    /// with a reset, which may overtake the last response (RFC 9112, section 9.6). A client that has said that it sends nothing any
+    /// more is not waited for.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.unfit.is_some() {
             return Poll::Ready(Ok(()));
         }
         if self.closing.is_none() {
+            if self.is_over(cx) {
+                // Closed, not reset.
+                self.stream = None;
+                return Poll::Ready(Ok(()));
+            }
             ready!(self.stream()?.poll_shutdown(cx))?;
             self.closing = Some(Box::pin(sleep(LINGER)));
         }

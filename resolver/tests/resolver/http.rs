@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use elasti_api::message::{HoldPolicy, Mode, ServiceState};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 
@@ -376,6 +376,30 @@ async fn a_large_body_passes_whole() {
     soon(from.read_exact(&mut answer)).await.unwrap();
     assert!(answer.ends_with(&sent));
     uploading.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_asks_once_gets_the_whole_answer_and_is_not_waited_for() {
+    const SIZE: usize = 4 << 20;
+    let zero = Zero::new(HoldPolicy::default()).await;
+    let generous = backend(|mut stream| async move {
+        while head(&mut stream).await.is_some() {
+            stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {SIZE}\r\n\r\n").as_bytes()).await.unwrap();
+            stream.write_all(&vec![b'x'; SIZE]).await.unwrap();
+        }
+    })
+    .await;
+    zero.set(&[generous]);
+    for request in ["GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n", "GET / HTTP/1.0\r\nhost: a\r\n\r\n"] {
+        let mut client = dial(zero.port).await;
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        soon(client.read_to_end(&mut answer)).await.unwrap();
+        assert!(answer.ends_with(&vec![b'x'; SIZE]), "{} bytes", answer.len());
+        // Against its word: nobody is there any more.
+        client.write_all(b"x").await.unwrap();
+        soon(client.ready(Interest::ERROR)).await.unwrap();
+    }
 }
 
 #[tokio::test]

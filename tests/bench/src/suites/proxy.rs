@@ -43,16 +43,19 @@ impl Kind {
 enum Contender {
     Direct,
     Haproxy,
+    /// `HAProxy` that gives each client a connection of its own to the target, as a resolver does.
+    HaproxyUnshared,
     Elasti,
 }
 
 impl Contender {
-    const ALL: [Self; 3] = [Self::Direct, Self::Haproxy, Self::Elasti];
+    const ALL: [Self; 4] = [Self::Direct, Self::Haproxy, Self::HaproxyUnshared, Self::Elasti];
 
     fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::Haproxy => "HAProxy",
+            Self::HaproxyUnshared => "HAProxy, nothing shared",
             Self::Elasti => "elasti",
         }
     }
@@ -62,9 +65,15 @@ impl Contender {
             (Self::Direct, _) => 8080,
             (Self::Haproxy, Kind::Bytes) => 8081,
             (Self::Haproxy, Kind::Http) => 8082,
+            (Self::HaproxyUnshared, _) => 8083,
             (Self::Elasti, Kind::Bytes) => PORTS[0].0,
             (Self::Elasti, Kind::Http) => PORTS[1].0,
         }
+    }
+
+    /// Whether this case is another for it than for the others: sharing matters where connections are made.
+    fn takes_part(self, kind: Kind, load: Load) -> bool {
+        self != Self::HaproxyUnshared || kind == Kind::Http && !load.kept
     }
 }
 
@@ -106,7 +115,7 @@ struct Run {
     cpu: f64,
 }
 
-/// All three, running.
+/// All of them, running.
 struct Stand {
     haproxy: Server,
     resolver: Resolver,
@@ -134,7 +143,7 @@ impl Stand {
     fn measured(&self, contender: Contender) -> Result<Duration> {
         match contender {
             Contender::Direct => Ok(Duration::ZERO),
-            Contender::Haproxy => self.haproxy.cpu(),
+            Contender::Haproxy | Contender::HaproxyUnshared => self.haproxy.cpu(),
             Contender::Elasti => self.resolver.server.cpu(),
         }
     }
@@ -154,7 +163,7 @@ impl Stand {
 struct Case {
     kind: Kind,
     load: Load,
-    runs: [Vec<Run>; 3],
+    runs: [Vec<Run>; 4],
 }
 
 /// Measures all of it.
@@ -169,6 +178,9 @@ pub(crate) fn run(bench: &Bench) -> Result<Outcome> {
         for case in &mut cases {
             for turn in 0..Contender::ALL.len() {
                 let contender = Contender::ALL[(turn + round) % Contender::ALL.len()];
+                if !contender.takes_part(case.kind, case.load) {
+                    continue;
+                }
                 case.runs[contender as usize].push(stand.run(contender, case.kind, case.load, bench.load())?);
             }
         }
@@ -189,11 +201,12 @@ fn outcome(cases: &[Case]) -> Outcome {
     let mut outcome = Outcome::default();
     outcome.notes.push(
         "Ratios are to HAProxy, of runs of the same round; above 1 is better than HAProxy. Added latency is what a contender \
-         adds to the direct way."
+         adds to the direct way. HAProxy shares its connections to the target among clients, which a resolver never does; \
+         where connections are made it is measured without that too, which decides nothing."
             .to_owned(),
     );
     for case in cases {
-        for contender in Contender::ALL {
+        for contender in Contender::ALL.into_iter().filter(|one| one.takes_part(case.kind, case.load)) {
             for (figure, unit, of) in FIGURES {
                 let values: Vec<f64> = case.runs[contender as usize].iter().map(of).collect();
                 if contender != Contender::Direct || figure != "CPU" {
@@ -202,6 +215,7 @@ fn outcome(cases: &[Case]) -> Outcome {
                 }
             }
         }
+        outcome.rows.extend(beside_unshared(case));
         outcome.goals.extend(goals(case));
     }
     outcome.charts.extend(Kind::ALL.map(|kind| chart(cases, kind)));
@@ -211,7 +225,7 @@ fn outcome(cases: &[Case]) -> Outcome {
 fn goals(case: &Case) -> Vec<Goal> {
     let name = case.load.name(case.kind);
     let goal = |figure: &str, ratio: fn(&Run, &Run, &Run) -> f64| {
-        let [direct, haproxy, elasti] = &case.runs;
+        let [direct, haproxy, _, elasti] = &case.runs;
         let values =
             direct.iter().zip(haproxy).zip(elasti).map(|((direct, haproxy), elasti)| ratio(direct, haproxy, elasti));
         let figure = format!("{name}: {figure}");
@@ -227,6 +241,25 @@ fn goals(case: &Case) -> Vec<Goal> {
         goals.push(goal("added latency p99", |direct, haproxy, elasti| added(haproxy.p99, direct.p99, elasti.p99)));
     }
     goals
+}
+
+/// The resolver beside `HAProxy` that shares nothing either.
+fn beside_unshared(case: &Case) -> Vec<Row> {
+    let unshared = &case.runs[Contender::HaproxyUnshared as usize];
+    let runs = || unshared.iter().zip(&case.runs[Contender::Elasti as usize]);
+    let row = |figure: &str, values: Vec<f64>| Row {
+        case: format!("{}: {figure} beside HAProxy that shares nothing", case.load.name(case.kind)),
+        contender: Contender::Elasti.name().to_owned(),
+        unit: "× HAProxy",
+        values,
+    };
+    if unshared.is_empty() {
+        return vec![];
+    }
+    vec![
+        row("rate", runs().map(|(haproxy, elasti)| elasti.requests / haproxy.requests).collect()),
+        row("CPU per request", runs().map(|(haproxy, elasti)| haproxy.cpu / elasti.cpu).collect()),
+    ]
 }
 
 /// What one adds to a latency as a multiple of what the other adds, of which no more than a microsecond can be told.
@@ -249,7 +282,7 @@ fn chart(cases: &[Case], kind: Kind) -> Chart {
         title: format!("Requests of 1 KiB through {}", kind.name()),
         x: "kept connections",
         y: "requests/s",
-        lines: Contender::ALL.map(line).into(),
+        lines: [Contender::Direct, Contender::Haproxy, Contender::Elasti].map(line).into(),
     }
 }
 

@@ -121,6 +121,8 @@ impl Lines {
         loop {
             match self.codec.decode(&mut self.buffer) {
                 Ok(Some(line)) => return Ok(line),
+                // Most of the time resolvers say little, and there may be a thousand of them: what a burst has needed is given back.
+                Ok(None) if self.buffer.is_empty() => self.buffer = BytesMut::new(),
                 Ok(None) => {}
                 Err(AnyDelimiterCodecError::MaxChunkLengthExceeded) => return Err(Ended::LineTooLong),
                 Err(AnyDelimiterCodecError::Io(_)) => return Err(Ended::Closed),

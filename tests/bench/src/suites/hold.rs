@@ -4,9 +4,11 @@
 //! it is the same for every program that has a connection open. Where a process may not open enough files for all
 //! connections, several resolvers share them, and their memory is added up.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::Result;
+use elasti_api::message::ServiceState;
 
 use super::{Bench, LINEAR, growth};
 use crate::clients::Silent;
@@ -20,6 +22,9 @@ const CONNECTION_GOAL: f64 = 4096.0;
 
 /// Most that an idle interception port may cost, in bytes.
 const PORT_GOAL: f64 = 2048.0;
+
+/// 10.96.0.0: cluster IPs follow it.
+const CLUSTER_IPS: u32 = 0x0a60_0000;
 
 /// The first interception port.
 const PORT: u16 = 20_000;
@@ -121,10 +126,17 @@ fn connections(bench: &Bench, count: u32) -> Result<f64> {
 }
 
 fn ports(bench: &Bench, count: u32) -> Result<f64> {
-    let services = (PORT..).take(count as usize).map(|port| resolver::state(&format!("service-{port}"), port, &[]));
+    let services = (PORT..).take(count as usize).map(service);
     let before = Resolver::start(bench, Cores::All, vec![resolver::state(UID, PORT - 1, &[])])?.server.resident()?;
     let after = Resolver::start(bench, Cores::All, services.collect())?.server.resident()?;
     Ok(each(before, after, count as usize))
+}
+
+/// One with a UID and a cluster IP of its own, as Kubernetes makes them.
+fn service(port: u16) -> ServiceState {
+    let state = resolver::state(&format!("service-{port}"), port, &[]);
+    let uid = format!("00000000-0000-4000-8000-{port:012}");
+    ServiceState { uid, cluster_ips: vec![Ipv4Addr::from(CLUSTER_IPS + u32::from(port)).into()], ..state }
 }
 
 fn resident<'a>(servers: impl Iterator<Item = &'a Server>) -> Result<u64> {

@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::connection::Context;
 use crate::forward::Dialer;
 use crate::interception::{Interception, Redirect};
-use crate::listener;
+use crate::listeners::{self, Listeners};
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::readiness::Asker;
@@ -102,6 +102,9 @@ pub async fn build(config: Config, redirection: Redirection, levels: Levels) -> 
     let limits = config.limits.unwrap_or_else(|| Limits::of_process(&memory));
     tracing::info!(?limits, "limits of connections");
     let capacity = Capacity::new(limits, metrics.clone());
+    let shared = Arc::new(context.clone());
+    let listeners =
+        Listeners::new(Arc::clone(&shared), capacity.clone()).context("cannot listen for connections to Services")?;
     let supervisor = Supervisor::new(Parts {
         pod: config.pod_ips.clone(),
         patience: config.patience,
@@ -110,7 +113,7 @@ pub async fn build(config: Config, redirection: Redirection, levels: Levels) -> 
         node: config.node.clone(),
         context: context.clone(),
         asker: Asker::new(dialer, config.probe_interval, metrics.clone()),
-        capacity: capacity.clone(),
+        listeners,
         board: board.clone(),
         heard: heard.clone(),
         readiness: readiness.clone(),
@@ -130,13 +133,14 @@ pub async fn build(config: Config, redirection: Redirection, levels: Levels) -> 
     let connector = Connector::new(identity, dialer, board, heard, metrics.clone(), sender);
     let proxy = Proxy {
         board: shown.clone(),
-        context: Arc::new(context.clone()),
+        context: shared,
         share: capacity.share(),
         header: config.header_for_host,
         domain: config.cluster_domain,
         metrics,
     };
-    let proxy_listener = listener::bind(config.proxy_port)
+    let proxy_listener = listeners::bind(config.proxy_port)
+        .and_then(TcpListener::from_std)
         .with_context(|| format!("cannot listen on the proxy port {}", config.proxy_port))?;
     let server = Server::bind_any(config.resolver_port).await.context("admin server")?;
     let routes = Routes::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"), registry, readiness.clone(), levels)?;

@@ -2,7 +2,7 @@
 //!
 //! Invariants: every connection that is served has a [`Permit`]; one that gets none is refused at once;
 //! no port can take so much that another gets nothing. Limits are those of the process, open files and, in a container,
-//! memory, and a part of the node's connection tracking. Called by [`crate::listener`] for every connection and every failed
+//! memory, and a part of the node's connection tracking. Called by [`crate::listeners`] for every connection and every failed
 //! accept, set up by [`crate::app`].
 //!
 //! When connection tracking is full all the same, by others, the node's kernel drops the packets that would begin a
@@ -10,14 +10,14 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit};
 use socket2::SockRef;
-use tokio::net::TcpListener;
 
 use crate::metrics::Metrics;
 
@@ -158,7 +158,7 @@ impl Capacity {
     /// The share of a listener that has just been opened.
     pub fn share(&self) -> Share {
         self.0.listeners.fetch_add(1, Ordering::Relaxed);
-        Share { capacity: self.clone(), connections: Arc::default() }
+        Share { capacity: self.clone(), connections: OnceLock::new() }
     }
 
     /// Keeps up with the memory in use; never ends.
@@ -172,7 +172,7 @@ impl Capacity {
 
     /// Resets one connection that waits to be accepted although no file can be opened for it. Returns whether there was
     /// one.
-    pub fn refuse(&self, listener: &TcpListener) -> bool {
+    pub fn refuse(&self, listener: &impl AsFd) -> bool {
         let mut file = self.0.spare.lock().unwrap_or_else(PoisonError::into_inner);
         drop(file.take());
         let refused = SockRef::from(listener).accept().is_ok_and(|(client, _)| {
@@ -208,16 +208,18 @@ fn spare() -> Option<File> {
 #[derive(Debug)]
 pub struct Share {
     capacity: Capacity,
-    connections: Arc<AtomicU64>,
+    /// Made with the first connection: most ports never have one.
+    connections: OnceLock<Arc<AtomicU64>>,
 }
 
 impl Share {
     /// A place for one more connection. A refusal is counted, and logged once in a while.
     pub fn admit(&self) -> Result<Permit, Refusal> {
         let Inner { limits, connections, listeners, memory, .. } = &*self.capacity.0;
+        let of_port = self.connections.get_or_init(Arc::default);
         let usage = Usage {
             connections: connections.load(Ordering::Relaxed),
-            of_this_port: self.connections.load(Ordering::Relaxed),
+            of_this_port: of_port.load(Ordering::Relaxed),
             listeners: listeners.load(Ordering::Relaxed),
             memory: memory.load(Ordering::Relaxed),
         };
@@ -226,13 +228,8 @@ impl Share {
             return Err(refusal);
         }
         connections.fetch_add(1, Ordering::Relaxed);
-        self.connections.fetch_add(1, Ordering::Relaxed);
-        Ok(Permit { all: self.capacity.clone(), of_port: Arc::clone(&self.connections) })
-    }
-
-    /// Resets one connection that waits although no file can be opened for it; see [`Capacity::refuse`].
-    pub fn refuse(&self, listener: &TcpListener) -> bool {
-        self.capacity.refuse(listener)
+        of_port.fetch_add(1, Ordering::Relaxed);
+        Ok(Permit { all: self.capacity.clone(), of_port: Arc::clone(of_port) })
     }
 }
 

@@ -3,7 +3,7 @@
 //! Invariants: a state never gives way to one of a lower revision; a removed UID does not come back; what one replica
 //! does not know is removed only on the word of the leader; nothing is removed because a stream broke.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 
 use elasti_api::message::{OperatorMessage, ServiceState};
@@ -22,12 +22,17 @@ pub struct Speaker {
     pub epoch: u64,
 }
 
+#[derive(Debug)]
+struct Known {
+    state: Arc<ServiceState>,
+    /// Of the line by which it came.
+    fingerprint: u64,
+}
+
 /// The newest state of every ElastiService, by UID.
 #[derive(Debug, Default)]
 pub struct Directory {
-    services: BTreeMap<String, Arc<ServiceState>>,
-    /// Of the lines by which the states came, by UID.
-    fingerprints: HashMap<String, u64>,
+    services: BTreeMap<Arc<str>, Known>,
     summary: Summary,
     /// In the order of their removal.
     removed: VecDeque<String>,
@@ -37,14 +42,14 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// All ElastiServices, by UID.
-    pub fn services(&self) -> &BTreeMap<String, Arc<ServiceState>> {
-        &self.services
+    /// The state of this ElastiService.
+    pub fn get(&self, uid: &str) -> Option<&Arc<ServiceState>> {
+        self.services.get(uid).map(|known| &known.state)
     }
 
     /// The fingerprint of the line by which this state came.
     pub fn fingerprint(&self, uid: &str) -> Option<u64> {
-        self.fingerprints.get(uid).copied()
+        self.services.get(uid).map(|known| known.fingerprint)
     }
 
     /// Of all states.
@@ -58,7 +63,7 @@ impl Directory {
     }
 
     /// Takes a message in, and the fingerprint of its line. Returns the UIDs whose state is another one now, or gone.
-    pub fn apply(&mut self, from: Speaker, message: OperatorMessage, fingerprint: u64) -> BTreeSet<String> {
+    pub fn apply(&mut self, from: Speaker, message: OperatorMessage, fingerprint: u64) -> BTreeSet<Arc<str>> {
         match message {
             OperatorMessage::Hello { epoch, .. } | OperatorMessage::Heartbeat { epoch, .. } => {
                 self.epoch = self.epoch.max(epoch);
@@ -67,7 +72,7 @@ impl Directory {
             // For streams.
             OperatorMessage::Unclear { .. } => BTreeSet::new(),
             OperatorMessage::Service(state) => self.set(*state, fingerprint),
-            OperatorMessage::Remove { uid } => self.remove(uid),
+            OperatorMessage::Remove { uid } => self.remove(&uid),
             OperatorMessage::SnapshotEnd { uids, unchanged } => {
                 self.synced = true;
                 if from.leader && from.epoch >= self.epoch {
@@ -79,51 +84,51 @@ impl Directory {
         }
     }
 
-    fn set(&mut self, state: ServiceState, fingerprint: u64) -> BTreeSet<String> {
-        let old = self.services.get(&state.uid);
+    fn set(&mut self, state: ServiceState, fingerprint: u64) -> BTreeSet<Arc<str>> {
+        let state = compact(state);
+        let old = self.get(&state.uid);
         let no_news = old.is_some_and(|old| old.revision > state.revision || **old == state);
         if no_news || self.is_removed.contains(&state.uid) {
             return BTreeSet::new();
         }
-        let uid = state.uid.clone();
-        self.services.insert(uid.clone(), Arc::new(compact(state)));
-        self.note(&uid, Some(fingerprint));
+        let known = self.services.get_key_value(&*state.uid);
+        let uid = known.map_or_else(|| Arc::from(&*state.uid), |(uid, _)| Arc::clone(uid));
+        let known = Known { state: Arc::new(state), fingerprint };
+        let before = self.services.insert(Arc::clone(&uid), known);
+        self.sum(&uid, before.map(|before| before.fingerprint), Some(fingerprint));
         BTreeSet::from([uid])
     }
 
-    fn remove(&mut self, uid: String) -> BTreeSet<String> {
-        let known = self.services.remove(&uid).is_some();
-        self.note(&uid, None);
-        if self.is_removed.insert(uid.clone()) {
-            self.removed.push_back(uid.clone());
+    fn remove(&mut self, uid: &str) -> BTreeSet<Arc<str>> {
+        let known = self.services.remove_entry(uid);
+        if let Some((uid, known)) = &known {
+            self.sum(uid, Some(known.fingerprint), None);
+        }
+        if self.is_removed.insert(uid.to_owned()) {
+            self.removed.push_back(uid.to_owned());
             let excess = self.removed.len().saturating_sub(REMEMBERED);
             for forgotten in self.removed.drain(..excess) {
                 self.is_removed.remove(&forgotten);
             }
         }
-        if known { BTreeSet::from([uid]) } else { BTreeSet::new() }
+        known.into_iter().map(|(uid, _)| uid).collect()
     }
 
     /// Keeps those that are named, and the parts that the snapshot was not about.
     ///
     /// Not remembered as removed: another replica may have told of a new ElastiService that the leader's own cache
     /// does not have yet, and it must be able to come back.
-    fn keep(&mut self, named: &BTreeSet<String>, unchanged: &BTreeSet<u16>) -> BTreeSet<String> {
-        let kept = |uid: &String| named.contains(uid) || (!unchanged.is_empty() && unchanged.contains(&part(uid)));
-        let gone: BTreeSet<String> = self.services.keys().filter(|uid| !kept(uid)).cloned().collect();
-        self.services.retain(|uid, _| !gone.contains(uid));
-        for uid in &gone {
-            self.note(uid, None);
+    fn keep(&mut self, named: &BTreeSet<String>, unchanged: &BTreeSet<u16>) -> BTreeSet<Arc<str>> {
+        let kept = |uid: &str| named.contains(uid) || (!unchanged.is_empty() && unchanged.contains(&part(uid)));
+        let gone: Vec<(Arc<str>, Known)> = self.services.extract_if(.., |uid, _| !kept(uid)).collect();
+        for (uid, known) in &gone {
+            self.sum(uid, Some(known.fingerprint), None);
         }
-        gone
+        gone.into_iter().map(|(uid, _)| uid).collect()
     }
 
-    fn note(&mut self, uid: &str, fingerprint: Option<u64>) {
+    fn sum(&mut self, uid: &str, before: Option<u64>, fingerprint: Option<u64>) {
         let part = part(uid);
-        let before = match fingerprint {
-            Some(fingerprint) => self.fingerprints.insert(uid.to_owned(), fingerprint),
-            None => self.fingerprints.remove(uid),
-        };
         if let Some(before) = before {
             self.summary.remove(part, before);
         }
@@ -133,8 +138,10 @@ impl Directory {
     }
 }
 
-/// Lists that were read grow by doubling, from four on; most have one element, and there are tens of thousands of them.
+/// Lists that were read grow by doubling, from four on; most have one element, and there are tens of thousands of them. The name of
+/// the ElastiService is of no use here: its UID and its Service are.
 fn compact(mut state: ServiceState) -> ServiceState {
+    state.name = String::new();
     state.ports.shrink_to_fit();
     state.cluster_ips.shrink_to_fit();
     state.fallback.shrink_to_fit();
@@ -168,24 +175,25 @@ mod tests {
         OperatorMessage::Remove { uid: uid.into() }
     }
 
-    fn apply(directory: &mut Directory, from: Speaker, message: OperatorMessage) -> BTreeSet<String> {
+    fn apply(directory: &mut Directory, from: Speaker, message: OperatorMessage) -> BTreeSet<Arc<str>> {
         let of_line = fingerprint(&encode(&message).unwrap());
         let changed = directory.apply(from, message, of_line);
         let mut summary = Summary::default();
-        for state in directory.services.values() {
-            let line = encode(&OperatorMessage::Service(Box::new((**state).clone()))).unwrap();
+        for Known { state, .. } in directory.services.values() {
+            let state = ServiceState { name: state.uid.clone(), ..(**state).clone() };
+            let line = encode(&OperatorMessage::Service(Box::new(state.clone()))).unwrap();
             summary.add(part(&state.uid), fingerprint(&line));
         }
-        assert_eq!((directory.summary(), directory.fingerprints.len()), (&summary, directory.services.len()));
+        assert_eq!(directory.summary(), &summary);
         changed
     }
 
-    fn uids(changes: &BTreeSet<String>) -> Vec<&str> {
-        changes.iter().map(String::as_str).collect()
+    fn uids(changes: &BTreeSet<Arc<str>>) -> Vec<&str> {
+        changes.iter().map(|uid| &**uid).collect()
     }
 
     fn known(directory: &Directory) -> Vec<(&str, u64)> {
-        directory.services().iter().map(|(uid, state)| (uid.as_str(), state.revision)).collect()
+        directory.services.iter().map(|(uid, known)| (&**uid, known.state.revision)).collect()
     }
 
     #[test]
@@ -260,7 +268,7 @@ mod tests {
         state.cluster_ips.reserve_exact(3);
         let mut directory = Directory::default();
         apply(&mut directory, LEADER, OperatorMessage::Service(Box::new(state)));
-        let kept = &directory.services()["a"];
+        let kept = directory.get("a").unwrap();
         assert_eq!((kept.ports.capacity(), kept.cluster_ips.capacity()), (1, 1));
     }
 

@@ -2,8 +2,8 @@
 //! down, and forwards them as soon as it is up.
 //!
 //! Reading order: [`directory`] (what the operators said), [`fallback`] (whom to believe when they are silent),
-//! [`supervisor`] (makes it so: listeners, redirects, acknowledgements), [`service`] (what the connections of one
-//! Service share; [`ports`]), [`listener`], [`capacity`], [`hold`] and [`forward`] (the life of one connection), [`readiness`] (asks
+//! [`supervisor`] (makes it so: listeners, redirects, acknowledgements), [`standby`] (what is kept until somebody connects),
+//! [`service`] (what the connections of one Service share; [`ports`]), [`listeners`], [`capacity`], [`hold`] and [`forward`] (the life of one connection), [`readiness`] (asks
 //! starting pods), [`tracking`] (what is known of connections to pods), [`report`] (what flows back to the operators), [`stream`]
 //! (the wire), [`app`] (the wiring), [`config`].
 //!
@@ -23,7 +23,7 @@ pub mod forward;
 pub mod hold;
 pub mod http;
 pub mod interception;
-pub mod listener;
+pub mod listeners;
 pub mod metrics;
 pub mod ports;
 pub mod protocol;
@@ -33,6 +33,7 @@ pub mod readiness;
 pub mod redirect;
 pub mod report;
 pub mod service;
+pub mod standby;
 pub mod status;
 pub mod stream;
 pub mod supervisor;

@@ -135,12 +135,13 @@ impl Proxy {
             )
         })?;
         let (namespace, name) = (&wanted.namespace, &wanted.service);
-        let service = self
+        let standby = self
             .board
             .services()
             .into_iter()
-            .find(|service| service.is(namespace, name))
+            .find(|standby| standby.is(namespace, name))
             .ok_or_else(|| format!("no ElastiService names the Service {namespace}/{name}"))?;
+        let service = Arc::clone(standby.service());
         let port = {
             let ports = service.view().ports.clone();
             let numbered = |number: u16| ports.iter().find(|(_, port)| port.number == number).map(|(own, _)| own);

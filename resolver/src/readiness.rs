@@ -1,9 +1,9 @@
 //! Whether starting pods are ready, asked faster than kubelet does: every 10 ms instead of every `periodSeconds`, and every
 //! millisecond while nobody listens yet.
 //!
-//! One task for each ElastiService that has had starting pods. Invariants: a pod is asked only while this resolver holds a
+//! One task for each ElastiService that has had connections and starting pods. Invariants: a pod is asked only while this resolver holds a
 //! connection for it and an operator names it; it counts as ready only when every probe has met its own thresholds, and for no
-//! longer than kubelet needs to say the same. The supervisor starts the task; [`Service`] takes the answers.
+//! longer than kubelet needs to say the same. [`crate::standby`] starts the task; [`Service`] takes the answers.
 
 use std::collections::HashMap;
 use std::sync::Arc;

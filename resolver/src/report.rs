@@ -10,7 +10,7 @@ use elasti_api::message::{ACTIVITY_INTERVAL, ResolverMessage};
 use elasti_api::summary::{Summary, part};
 use tokio::sync::watch;
 
-use crate::service::Service;
+use crate::standby::Standby;
 
 /// What is in effect of a state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,36 +71,59 @@ pub struct News {
     number: u64,
     /// It is among the stirred ones already. Set after a count has changed, cleared before the counts are read.
     marked: AtomicBool,
-    stirred: Stirred,
+    bell: Bell,
+}
+
+/// What streams wait for; clones are the same.
+#[derive(Clone, Debug)]
+pub struct Bell(Arc<Ringing>);
+
+#[derive(Debug)]
+struct Ringing {
+    /// Services whose traffic is another than when a stream last looked, each once.
+    stirred: Mutex<Vec<u64>>,
+    /// Whether the resolver is leaving.
     streams: watch::Sender<bool>,
 }
 
-/// Services whose traffic is another than when a stream last looked, each once.
-type Stirred = Arc<Mutex<Vec<u64>>>;
+impl Bell {
+    /// Streams have a look.
+    fn ring(&self) {
+        self.0.streams.send_modify(|_| {});
+    }
+
+    fn stirred(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.0.stirred.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl News {
+    /// Of the Service for which this number stands on the board.
+    pub fn new(number: u64, bell: Bell) -> Self {
+        Self { number, marked: AtomicBool::new(false), bell }
+    }
+
     /// The traffic is another than before; streams tell of it at the next heartbeat.
     pub fn changed(&self) {
         if !self.marked.swap(true, Ordering::AcqRel) {
-            self.stirred.lock().unwrap_or_else(PoisonError::into_inner).push(self.number);
+            self.bell.stirred().push(self.number);
         }
     }
 
     /// As [`News::changed`], and it cannot wait for the next heartbeat.
     pub fn tell(&self) {
         self.changed();
-        self.streams.send_modify(|_| {});
+        self.bell.ring();
     }
 }
 
 #[derive(Debug)]
 struct Entry {
-    uid: String,
-    service: Arc<Service>,
+    uid: Arc<str>,
+    standby: Arc<Standby>,
     /// Where it is in [`Entries::order`].
     position: u64,
-    part: u16,
-    ack: Option<Ack>,
+    ack: Option<Arc<Ack>>,
     /// The fingerprint of the state that is in effect, if it is so as the state asks.
     as_asked: Option<u64>,
     /// Boxed: few Services have pods on this node.
@@ -115,7 +138,7 @@ struct Entries {
     order: BTreeMap<u64, u64>,
     /// By the number of the Service.
     services: BTreeMap<u64, Entry>,
-    numbers: HashMap<String, u64>,
+    numbers: HashMap<Arc<str>, u64>,
     /// Those with [`Entry::activity`].
     active: BTreeSet<u64>,
     /// Of all states that have been taken in, in effect or not.
@@ -140,18 +163,16 @@ impl Entries {
 #[derive(Clone, Debug)]
 pub struct Board {
     entries: Arc<Mutex<Entries>>,
-    stirred: Stirred,
     numbers: Arc<AtomicU64>,
-    streams: watch::Sender<bool>,
+    bell: Bell,
 }
 
 impl Default for Board {
     fn default() -> Self {
         Self {
             entries: Arc::default(),
-            stirred: Arc::default(),
             numbers: Arc::default(),
-            streams: watch::Sender::new(false),
+            bell: Bell(Arc::new(Ringing { stirred: Mutex::default(), streams: watch::Sender::new(false) })),
         }
     }
 }
@@ -159,44 +180,47 @@ impl Default for Board {
 impl Board {
     /// For one Service that has news.
     pub fn news(&self) -> News {
-        News {
-            number: self.numbers.fetch_add(1, Ordering::Relaxed),
-            marked: AtomicBool::new(false),
-            stirred: Arc::clone(&self.stirred),
-            streams: self.streams.clone(),
-        }
+        News::new(self.number(), self.bell())
+    }
+
+    /// A number that stands for one Service, and never for another.
+    pub fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Rung when a Service has news.
+    pub fn bell(&self) -> Bell {
+        self.bell.clone()
     }
 
     /// Follows the news; the value says whether the resolver is leaving.
     pub fn follow(&self) -> watch::Receiver<bool> {
-        self.streams.subscribe()
+        self.bell.0.streams.subscribe()
     }
 
     /// The resolver is about to stop.
     pub fn leave(&self) {
-        self.streams.send_replace(true);
+        self.bell.0.streams.send_replace(true);
     }
 
     /// Whether the resolver is about to stop.
     pub fn leaving(&self) -> bool {
-        *self.streams.borrow()
+        *self.bell.0.streams.borrow()
     }
 
     /// Adds a Service that nothing is in effect of yet.
-    pub fn add(&self, uid: &str, service: Arc<Service>) {
-        let number = service.news().number;
+    pub fn add(&self, uid: &Arc<str>, standby: Arc<Standby>) {
+        let number = standby.number();
         let mut entries = self.entries();
-        entries.numbers.insert(uid.to_owned(), number);
-        let part = part(uid);
-        let entry =
-            Entry { uid: uid.to_owned(), service, position: 0, part, ack: None, as_asked: None, activity: None };
+        entries.numbers.insert(Arc::clone(uid), number);
+        let entry = Entry { uid: Arc::clone(uid), standby, position: 0, ack: None, as_asked: None, activity: None };
         entries.services.insert(number, entry);
         entries.touch(number);
     }
 
     /// All Services.
-    pub fn services(&self) -> Vec<Arc<Service>> {
-        self.entries().services.values().map(|entry| Arc::clone(&entry.service)).collect()
+    pub fn services(&self) -> Vec<Arc<Standby>> {
+        self.entries().services.values().map(|entry| Arc::clone(&entry.standby)).collect()
     }
 
     /// Takes a Service out.
@@ -223,29 +247,29 @@ impl Board {
     /// A whole snapshot is in effect: streams may say so.
     pub fn settled(&self) {
         if !std::mem::replace(&mut self.entries().settled, true) {
-            self.streams.send_modify(|_| {});
+            self.bell.ring();
         }
     }
 
     /// Says what is in effect, and by the fingerprint of the state whether it is so as the state asks; streams learn at once of
     /// what is new.
-    pub fn acknowledge(&self, acks: impl IntoIterator<Item = (String, Ack, Option<u64>)>) {
+    pub fn acknowledge<S: AsRef<str>>(&self, acks: impl IntoIterator<Item = (S, Ack, Option<u64>)>) {
         let mut changed = false;
         {
             let mut entries = self.entries();
             for (uid, ack, as_asked) in acks {
-                let Some(number) = entries.numbers.get(&uid).copied() else { continue };
+                let Some(number) = entries.numbers.get(uid.as_ref()).copied() else { continue };
                 let Some(entry) = entries.services.get_mut(&number) else { continue };
                 entry.as_asked = as_asked;
-                if entry.ack.as_ref() != Some(&ack) {
-                    entry.ack = Some(ack);
+                if entry.ack.as_deref() != Some(&ack) {
+                    entry.ack = Some(Arc::new(ack));
                     entries.touch(number);
                     changed = true;
                 }
             }
         }
         if changed {
-            self.streams.send_modify(|_| {});
+            self.bell.ring();
         }
     }
 
@@ -254,7 +278,7 @@ impl Board {
         let mut entries = self.entries();
         let before = std::mem::take(&mut entries.active);
         for (uid, activity) in activity {
-            let Some(number) = entries.numbers.get(&uid).copied() else { continue };
+            let Some(number) = entries.numbers.get(&*uid).copied() else { continue };
             let Some(entry) = entries.services.get_mut(&number) else { continue };
             let changed = entry.activity.as_deref() != Some(&activity);
             entry.activity = Some(Box::new(activity));
@@ -275,8 +299,9 @@ impl Board {
     /// The operators have been sent the news that connections of `uid` are held.
     pub fn notified(&self, uid: &str) {
         let entries = self.entries();
-        if let Some(entry) = entries.numbers.get(uid).and_then(|number| entries.services.get(number)) {
-            entry.service.notified();
+        let entry = entries.numbers.get(uid).and_then(|number| entries.services.get(number));
+        if let Some(service) = entry.and_then(|entry| entry.standby.made()) {
+            service.notified();
         }
     }
 
@@ -293,7 +318,7 @@ impl Board {
         for number in self.concerned(entries, sent, regular) {
             match entries.services.get(&number) {
                 // Connections that are held wait for no summary.
-                Some(entry) if sent.opening != Opening::Done && entry.service.traffic().held == 0 => {
+                Some(entry) if sent.opening != Opening::Done && entry.standby.traffic().held == 0 => {
                     sent.first.insert(number);
                 }
                 Some(entry) => sent.look(number, entry, regular, now, &mut due),
@@ -308,10 +333,12 @@ impl Board {
 
     /// The Services that the next call of [`Board::due`] looks at.
     fn concerned(&self, entries: &mut Entries, sent: &mut Sent, regular: bool) -> BTreeSet<u64> {
-        let stirred = std::mem::take(&mut *self.stirred.lock().unwrap_or_else(PoisonError::into_inner));
+        let stirred = std::mem::take(&mut *self.bell.stirred());
         for number in stirred {
             if let Some(entry) = entries.services.get(&number) {
-                entry.service.news().marked.swap(false, Ordering::AcqRel);
+                if let Some(service) = entry.standby.made() {
+                    service.news().marked.swap(false, Ordering::AcqRel);
+                }
                 entries.touch(number);
             }
         }
@@ -330,7 +357,7 @@ impl Board {
     /// The operator has not understood the summaries of these parts: each of their ElastiServices is to be acknowledged.
     pub fn unclear(&self, sent: &mut Sent, parts: &[u16]) {
         let entries = self.entries();
-        let concerned = entries.services.iter().filter(|(_, entry)| parts.contains(&entry.part));
+        let concerned = entries.services.iter().filter(|(_, entry)| parts.contains(&part(&entry.uid)));
         for (number, _) in concerned {
             sent.of.remove(number);
             sent.first.insert(*number);
@@ -348,20 +375,20 @@ impl Board {
 fn summary(entries: &Entries, sent: &mut Sent) -> Vec<ResolverMessage> {
     let mut parts = BTreeMap::<u16, Option<u64>>::new();
     for entry in entries.services.values() {
-        let sum = parts.entry(entry.part).or_insert(Some(0));
+        let sum = parts.entry(part(&entry.uid)).or_insert(Some(0));
         *sum = sum.zip(entry.as_asked).map(|(sum, fingerprint)| sum.wrapping_add(fingerprint));
     }
     let mut due = Vec::new();
     for (number, entry) in &entries.services {
         let sent = sent.of.entry(*number).or_default();
         // What was told already was of a connection that is held.
-        if parts.get(&entry.part).copied().flatten().is_none() || sent.ack.is_some() {
+        if parts.get(&part(&entry.uid)).copied().flatten().is_none() || sent.ack.is_some() {
             continue;
         }
-        let traffic = entry.service.traffic();
+        let traffic = entry.standby.traffic();
         if traffic != Traffic::default() {
             let Traffic { held, forwarding, accepted } = traffic;
-            due.push(ResolverMessage::Traffic { uid: entry.uid.clone(), held, forwarding, accepted });
+            due.push(ResolverMessage::Traffic { uid: entry.uid.to_string(), held, forwarding, accepted });
         }
         (sent.ack, sent.traffic) = (entry.ack.clone(), Some(traffic));
     }
@@ -399,7 +426,7 @@ pub struct Sent {
 
 #[derive(Debug, Default)]
 struct SentOfOne {
-    ack: Option<Ack>,
+    ack: Option<Arc<Ack>>,
     traffic: Option<Traffic>,
     /// And when.
     activity: Option<Box<(Activity, Instant)>>,
@@ -422,7 +449,7 @@ impl Sent {
     fn look(&mut self, number: u64, entry: &Entry, regular: bool, now: Instant, due: &mut Vec<ResolverMessage>) {
         // Nothing is said of an ElastiService before it is in effect; then it is looked at again.
         let Some(ack) = &entry.ack else { return };
-        let traffic = entry.service.traffic();
+        let traffic = entry.standby.traffic();
         let sent = self.of.entry(number).or_default();
         due.extend(sent.due(&entry.uid, ack, traffic, regular));
         if regular && let Some(activity) = &entry.activity {
@@ -449,7 +476,7 @@ impl SentOfOne {
         self.traffic != Some(traffic) || activity.is_some_and(|activity| told != Some(activity))
     }
 
-    fn due(&mut self, uid: &str, ack: &Ack, traffic: Traffic, regular: bool) -> Vec<ResolverMessage> {
+    fn due(&mut self, uid: &str, ack: &Arc<Ack>, traffic: Traffic, regular: bool) -> Vec<ResolverMessage> {
         let mut due = Vec::new();
         let acknowledges = self.ack.as_ref() != Some(ack);
         let edge = self.traffic.is_none_or(|sent| (sent.held == 0) != (traffic.held == 0));
@@ -460,7 +487,7 @@ impl SentOfOne {
             due.push(ResolverMessage::Traffic { uid: uid.to_owned(), held, forwarding, accepted });
         }
         if acknowledges {
-            self.ack = Some(ack.clone());
+            self.ack = Some(Arc::clone(ack));
             due.push(ResolverMessage::Ack {
                 uid: uid.to_owned(),
                 revision: ack.revision,

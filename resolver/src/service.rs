@@ -196,11 +196,6 @@ impl Service {
         });
     }
 
-    /// Connections are intercepted from now on, or no more.
-    pub fn switched(&self, intercepted: bool) {
-        self.all_metrics.switched(&self.namespace, &self.name, intercepted);
-    }
-
     /// The ElastiService is gone: held connections are closed, forwarded ones end by themselves.
     pub fn remove(&self) {
         self.set(View::default());

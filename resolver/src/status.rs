@@ -34,10 +34,10 @@ fn queue(board: &Board, query: &str) -> Option<Value> {
     // Names of Kubernetes objects are never escaped.
     let parameter = |name: &str| query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name);
     let ((_, namespace), (_, name)) = parameter("namespace").zip(parameter("service"))?;
-    let service = board.services().into_iter().find(|service| service.is(namespace, name));
-    let Some(service) = service else {
+    let Some(standby) = board.services().into_iter().find(|standby| standby.is(namespace, name)) else {
         return Some(json!({"queueStatus": 0, "held": 0, "forwarding": 0}));
     };
+    let service = standby.service();
     let traffic = service.traffic();
     let (hold, backends) = {
         let view = service.view();

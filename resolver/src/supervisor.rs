@@ -4,31 +4,27 @@
 //! what is in effect. A port that cannot be opened holds up nothing else and is tried again every second.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use elasti_api::message::{Asked, HEARTBEAT_TIMEOUT, Mode, OperatorMessage, PortState, Protocol, ServiceState, Wakes};
-use elasti_api::probe::ProbeRules;
+use elasti_api::message::{Asked, HEARTBEAT_TIMEOUT, OperatorMessage, PortState, ServiceState};
 use elasti_runtime::admin::Readiness;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
-use crate::capacity::Capacity;
 use crate::claims::Claims;
 use crate::connection::Context;
 use crate::directory::{Directory, Speaker};
 use crate::draining::Named;
 use crate::fallback::{self, Patience, Phase};
 use crate::interception::{self, Changes, Interception};
-use crate::listener::Listener;
+use crate::listeners::Listeners;
 use crate::metrics::Metrics;
-use crate::ports::PortView;
 use crate::readiness::Asker;
 use crate::report::{Ack, Board};
-use crate::service::{Service, Starting, View};
+use crate::standby::{Common, Standby};
 use crate::tracking::{Track, Tracker};
 
 /// What `/readyz` waits for.
@@ -80,14 +76,8 @@ impl Heard {
 }
 
 struct Live {
-    service: Arc<Service>,
+    standby: Arc<Standby>,
     state: Arc<ServiceState>,
-    /// By interception port.
-    listeners: Vec<(u16, Listener)>,
-    /// Asks starting pods, once there have been some.
-    asking: Option<AbortOnDropHandle<()>>,
-    error: Option<String>,
-    probes: Option<Arc<ProbeRules>>,
     /// The state by which addresses are redirected; none while a listener is missing.
     redirected: Option<Arc<ServiceState>>,
 }
@@ -108,8 +98,8 @@ pub struct Parts {
     pub context: Context,
     /// Asks starting pods.
     pub asker: Asker,
-    /// Gives each listener its share.
-    pub capacity: Capacity,
+    /// The interception ports.
+    pub listeners: Listeners,
     /// Where to say what is in effect.
     pub board: Board,
     /// When an operator was last heard.
@@ -123,10 +113,12 @@ pub struct Parts {
 /// Owns all state.
 pub struct Supervisor {
     parts: Parts,
-    /// That of `parts`, which all connections share.
-    context: Arc<Context>,
+    /// What all Services are made with.
+    common: Arc<Common>,
     directory: Directory,
-    live: BTreeMap<String, Live>,
+    live: BTreeMap<Arc<str>, Live>,
+    /// Why ports of these are not open.
+    failed: BTreeMap<Arc<str>, String>,
     claims: Claims,
     draining: Named,
     tracker: Tracker,
@@ -142,14 +134,16 @@ impl Supervisor {
     pub fn new(parts: Parts) -> Self {
         let tracker = Tracker::new(parts.node.clone(), Instant::now());
         let redirects = parts.interception.redirects();
+        let (metrics, asker, bell) = (parts.metrics.clone(), parts.asker.clone(), parts.board.bell());
         Self {
-            context: Arc::new(parts.context.clone()),
+            common: Arc::new(Common { metrics, asker, bell }),
             parts,
             redirects,
             tracker,
             lapse: None,
             directory: Directory::default(),
             live: BTreeMap::new(),
+            failed: BTreeMap::new(),
             claims: Claims::default(),
             draining: Named::default(),
             phase: Phase::Informed,
@@ -196,7 +190,7 @@ impl Supervisor {
     }
 
     /// What time alone has made stale: all when the phase is another one, else what lacks a listener.
-    fn stale(&mut self) -> BTreeSet<String> {
+    fn stale(&mut self) -> BTreeSet<Arc<str>> {
         let silence = self.parts.heard.silence();
         let phase = fallback::phase(silence, self.parts.patience);
         if phase != self.phase {
@@ -204,14 +198,13 @@ impl Supervisor {
             self.phase = phase;
             return self.live.keys().cloned().collect();
         }
-        self.live.iter().filter(|(_, live)| live.error.is_some()).map(|(uid, _)| uid.clone()).collect()
+        self.failed.keys().cloned().collect()
     }
 
     /// Follows the connections to the pods that the states of these name.
-    fn follow(&mut self, touched: &BTreeSet<String>) {
+    fn follow(&mut self, touched: &BTreeSet<Arc<str>>) {
         let now = Instant::now();
-        let states = self.directory.services();
-        let changed = touched.iter().map(|uid| (uid.as_str(), states.get(uid).map(|state| &**state)));
+        let changed = touched.iter().map(|uid| (&**uid, self.directory.get(uid).map(|state| &**state)));
         let concerns = self.tracker.update(changed, now);
         if let Ok(track) = &mut self.parts.track
             && concerns
@@ -264,7 +257,7 @@ impl Supervisor {
 
     /// Makes what `touched` names as the directory says. Looks at no other ElastiService, unless something is repaired that all
     /// have in common.
-    fn settle(&mut self, touched: &BTreeSet<String>, repair: bool) {
+    fn settle(&mut self, touched: &BTreeSet<Arc<str>>, repair: bool) {
         if touched.is_empty() && !repair {
             self.ready();
             return;
@@ -272,11 +265,11 @@ impl Supervisor {
         // Before anybody is sent to a pod.
         self.follow(touched);
         self.parts.board.know(self.directory.summary());
-        let (mut gone, mut changes) = (Vec::new(), Changes::new());
+        let (mut gone, mut closing, mut changes) = (Vec::new(), Vec::new(), Changes::new());
         for uid in touched {
-            let state = self.directory.services().get(uid).map(Arc::clone);
+            let state = self.directory.get(uid).map(Arc::clone);
             if let Some(state) = state {
-                self.update(uid, state);
+                self.update(uid, state, &mut closing);
             } else if let Some(live) = self.live.remove(uid) {
                 gone.push((uid, live));
             }
@@ -292,35 +285,35 @@ impl Supervisor {
         }
         let all = self.parts.interception.update(&changes, repair) || repair;
         self.redirect_draining(repair);
-        for uid in touched {
-            if let Some(live) = self.live.get_mut(uid) {
-                let ports = &live.state.ports;
-                live.listeners.retain(|(open, _)| ports.iter().any(|port| port.interception_port == *open));
-            }
+        for (port, standby) in closing {
+            self.parts.listeners.close(port, &standby);
         }
         for (uid, live) in gone {
-            drop(live.listeners);
-            live.service.remove();
+            for port in &live.state.ports {
+                self.parts.listeners.close(port.interception_port, &live.standby);
+            }
+            live.standby.remove();
+            self.failed.remove(uid);
             self.parts.board.remove(uid);
             tracing::info!(namespace = live.state.namespace, service = live.state.service, "removed");
         }
         let concerned = self.claims.claimants(&changes);
         if all {
-            self.acknowledge(self.live.keys().map(String::as_str));
+            self.acknowledge(self.live.keys());
         } else {
-            self.acknowledge(touched.iter().map(String::as_str).chain(concerned.iter().map(|uid| &**uid)));
+            self.acknowledge(touched.iter().chain(&concerned));
         }
         self.ready();
     }
 
-    fn acknowledge<'a>(&self, uids: impl Iterator<Item = &'a str>) {
+    fn acknowledge<'a>(&self, uids: impl Iterator<Item = &'a Arc<str>>) {
         let acks = uids.filter_map(|uid| {
             let live = self.live.get(uid)?;
-            let (ack, Asked { revision, redirecting, holding }) = (self.ack(live), live.state.asks());
+            let (ack, Asked { revision, redirecting, holding }) = (self.ack(uid, live), live.state.asks());
             let redirecting = redirecting && self.redirects;
             // Whoever holds has told before what it had accepted.
             let as_asked = !holding && ack == Ack { revision, listening: true, redirecting, holding, error: None };
-            Some((uid.to_owned(), ack, self.directory.fingerprint(uid).filter(|_| as_asked)))
+            Some((uid, ack, self.directory.fingerprint(uid).filter(|_| as_asked)))
         });
         self.parts.board.acknowledge(acks);
     }
@@ -332,52 +325,36 @@ impl Supervisor {
         }
     }
 
-    /// Opens what `state` lacks, and shows it to connections.
-    fn update(&mut self, uid: &str, state: Arc<ServiceState>) {
-        let Parts { metrics, board, capacity, asker, .. } = &self.parts;
-        let live = self.live.entry(uid.to_owned()).or_insert_with(|| {
-            let service = Service::new(&state.namespace, &state.service, metrics.clone(), board.news());
-            let service = Arc::new(service);
-            board.add(uid, Arc::clone(&service));
-            let listeners = Vec::with_capacity(state.ports.len());
-            Live {
-                service,
-                state: Arc::clone(&state),
-                listeners,
-                asking: None,
-                error: None,
-                probes: None,
-                redirected: None,
-            }
+    /// Opens what `state` lacks, shows it to connections, and names the ports that it has no more.
+    fn update(&mut self, uid: &Arc<str>, state: Arc<ServiceState>, closing: &mut Vec<(u16, Arc<Standby>)>) {
+        let board = &self.parts.board;
+        let live = self.live.entry(Arc::clone(uid)).or_insert_with(|| {
+            let standby = Standby::new(Arc::clone(&self.common), board.number(), Arc::clone(&state), self.phase);
+            let standby = Arc::new(standby);
+            board.add(uid, Arc::clone(&standby));
+            Live { standby, state: Arc::clone(&state), redirected: None }
         });
         if live.state.mode != state.mode || live.state.revision != state.revision {
             let (namespace, service, mode) = (&state.namespace, &state.service, state.mode.as_str());
             tracing::info!(namespace, service, mode, revision = state.revision, "changed");
         }
-        if live.state.mode != state.mode {
-            live.service.switched(state.mode == Mode::Proxy);
-        }
+        let has = |port: &PortState| state.ports.iter().any(|has| has.interception_port == port.interception_port);
+        let gone = live.state.ports.iter().filter(|port| !has(port));
+        closing.extend(gone.map(|port| (port.interception_port, Arc::clone(&live.standby))));
         live.state = state;
-        live.probes = probes(live.probes.take(), &live.state);
-        live.service.set(view(&live.state, live.probes.clone(), self.phase));
-        if live.asking.is_none() && !live.state.starting.is_empty() {
-            live.asking = asker.follow(&live.service);
-        }
-        let was = live.error.take();
+        live.standby.set(Arc::clone(&live.state), self.phase);
+        let (was, mut failed) = (self.failed.remove(uid), None);
         for port in live.state.ports.iter().map(|port| port.interception_port) {
-            if live.listeners.iter().any(|(open, _)| *open == port) {
-                continue;
-            }
-            match Listener::open(port, Arc::clone(&live.service), Arc::clone(&self.context), capacity.share()) {
-                Ok(listener) => live.listeners.push((port, listener)),
-                Err(error) => live.error = Some(format!("cannot listen on port {port}: {error}")),
+            if let Err(error) = self.parts.listeners.open(port, &live.standby) {
+                failed = Some(format!("cannot listen on port {port}: {error}"));
             }
         }
-        if let Some(error) = &live.error
-            && was.as_ref() != Some(error)
-        {
-            let (namespace, service) = (&live.state.namespace, &live.state.service);
-            tracing::error!(namespace, service, error, "trying again every second");
+        if let Some(error) = failed {
+            if was.as_ref() != Some(&error) {
+                let (namespace, service) = (&live.state.namespace, &live.state.service);
+                tracing::error!(namespace, service, error, "trying again every second");
+            }
+            self.failed.insert(Arc::clone(uid), error);
         }
     }
 
@@ -385,20 +362,22 @@ impl Supervisor {
     /// for long.
     fn wanted(&self, uid: &str) -> Option<Arc<ServiceState>> {
         let redirects = self.phase != Phase::Abandoned && !self.parts.board.leaving();
-        let live = self.live.get(uid).filter(|live| redirects && live.error.is_none());
+        let live = self.live.get(uid).filter(|_| redirects && !self.failed.contains_key(uid));
         live.map(|live| Arc::clone(&live.state))
     }
 
     /// Notes what is to be redirected for this ElastiService from now on.
     fn redirect(
         &mut self,
-        uid: &str,
+        uid: &Arc<str>,
         was: Option<&ServiceState>,
         is: Option<&Arc<ServiceState>>,
         changes: &mut Changes,
     ) {
-        let wanted = is.map(|state| interception::wanted(state, &self.parts.pod)).unwrap_or_default();
-        self.claims.set(uid, wanted, changes);
+        let wanted = |state: Option<&ServiceState>| {
+            state.map(|state| interception::wanted(state, &self.parts.pod)).unwrap_or_default()
+        };
+        self.claims.set(uid, &wanted(was), &wanted(is.map(|state| &**state)), changes);
         self.draining.replace(was, is, Instant::now());
     }
 
@@ -407,76 +386,19 @@ impl Supervisor {
         self.parts.interception.set_draining(draining, repair);
     }
 
-    fn ack(&self, live: &Live) -> Ack {
+    fn ack(&self, uid: &str, live: &Live) -> Ack {
+        let failed = self.failed.get(uid);
         let wanted = interception::wanted(&live.state, &self.parts.pod);
         let redirecting = self.parts.interception.covers(&wanted);
         let unredirected = if wanted.is_empty() { None } else { self.parts.interception.error() };
         Ack {
             revision: live.state.revision,
-            listening: live.error.is_none(),
+            listening: failed.is_none(),
             redirecting,
             holding: live.state.holding,
-            error: live.error.clone().or_else(|| unredirected.map(str::to_owned)),
+            error: failed.cloned().or_else(|| unredirected.map(str::to_owned)),
         }
     }
-}
-
-/// What connections need to know of `state`.
-fn view(state: &ServiceState, probes: Option<Arc<ProbeRules>>, phase: Phase) -> View {
-    // When the operators have gone silent they cannot end it.
-    let holding = state.holding && phase == Phase::Informed;
-    let ports = state.ports.iter().map(|port| {
-        let view = PortView {
-            number: port.port,
-            targets: if holding { Arc::default() } else { fallback::targets(state, port, phase) },
-            protocol: port.protocol,
-            proxy_protocol: port.proxy_protocol,
-            wakes: wakes(port, probes.is_some()),
-            destinations: state.cluster_ips.iter().map(|ip| SocketAddr::new(*ip, port.port)).collect(),
-        };
-        (port.interception_port, view)
-    });
-    // Nor can they correct what they said of starting pods.
-    let starting = state.starting.iter().filter(|_| !holding && phase == Phase::Informed).map(|pod| {
-        let targets = state.ports.iter().map(|port| {
-            let target = pod.ports.iter().find(|target| target.port == port.port).map(|target| target.target);
-            let addresses = pod.addresses.iter().filter_map(|ip| target.map(|target| SocketAddr::new(*ip, target)));
-            (port.interception_port, addresses.collect())
-        });
-        Starting { pod: Arc::new(pod.clone()), targets: targets.collect() }
-    });
-    View {
-        hold: state.hold,
-        ports: ports.collect(),
-        direct: state.mode == Mode::Serve,
-        starting: starting.collect(),
-        asking: state.asking,
-        ignored: state.tracking.iter().flat_map(|tracking| &tracking.ignore_sources).copied().collect(),
-        probes,
-    }
-}
-
-/// What a client of `port` must have done. Where some requests are answered in place of the target, its first request decides.
-fn wakes(port: &PortState, probed: bool) -> Wakes {
-    match (port.wakes, port.protocol) {
-        (Wakes::Connection, Protocol::Auto) if probed => Wakes::DataOrSilence,
-        (Wakes::Connection | Wakes::DataOrSilence, Protocol::Http) if probed => Wakes::Data,
-        (wakes, _) => wakes,
-    }
-}
-
-/// The rules of `state`: those that are known, if they are the same, since expressions are dear to compile.
-fn probes(known: Option<Arc<ProbeRules>>, state: &ServiceState) -> Option<Arc<ProbeRules>> {
-    if state.probes.is_empty() {
-        return None;
-    }
-    known.filter(|known| known.source() == state.probes).or_else(|| {
-        let (rules, faults) = ProbeRules::new(state.probes.clone());
-        for fault in faults {
-            tracing::warn!(namespace = state.namespace, service = state.service, fault, "left out");
-        }
-        Some(Arc::new(rules))
-    })
 }
 
 async fn until(end: Option<Instant>) {

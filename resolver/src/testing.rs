@@ -1,6 +1,16 @@
 //! What unit tests share.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use elasti_api::message::{HoldPolicy, Mode, PortState, Protocol, ServiceState, Wakes};
+
+use crate::fallback::Phase;
+use crate::forward::Dialer;
+use crate::metrics::Metrics;
+use crate::readiness::Asker;
+use crate::report::Board;
+use crate::standby::{Common, Standby};
 
 /// An intercepted ElastiService with one port, 80, and no backend.
 pub(crate) fn service_state(uid: &str, revision: u64, interception_port: u16) -> ServiceState {
@@ -31,4 +41,21 @@ pub(crate) fn service_state(uid: &str, revision: u64, interception_port: u16) ->
         probes: vec![],
         tracking: None,
     }
+}
+
+/// Of this state, without a Service. Starting pods are asked every `interval`, if it is not zero.
+pub(crate) fn standby(state: ServiceState, interval: Duration) -> Arc<Standby> {
+    standby_counted(state, interval, &prometheus::Registry::new())
+}
+
+/// The same, with metrics in this registry.
+pub(crate) fn standby_counted(
+    state: ServiceState,
+    interval: Duration,
+    registry: &prometheus::Registry,
+) -> Arc<Standby> {
+    let metrics = Metrics::new(registry).unwrap();
+    let asker = Asker::new(Dialer::default(), interval, metrics.clone());
+    let common = Common { metrics, asker, bell: Board::default().bell() };
+    Arc::new(Standby::new(Arc::new(common), 1, Arc::new(state), Phase::Informed))
 }

@@ -1,7 +1,13 @@
 use elasti_api::message::{HEARTBEAT_INTERVAL, encode, report_interval};
 
 use super::*;
+use crate::fallback::Phase;
+use crate::forward::Dialer;
 use crate::metrics::Metrics;
+use crate::readiness::Asker;
+use crate::service::Service;
+use crate::standby::Common;
+use crate::testing::service_state;
 
 const ACK: Ack = Ack { revision: 1, listening: true, redirecting: false, holding: false, error: None };
 
@@ -21,9 +27,12 @@ fn kinds(due: &[ResolverMessage]) -> Vec<&'static str> {
 
 fn add(board: &Board, uid: &str) -> Arc<Service> {
     let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
-    let service = Arc::new(Service::new("n", uid, metrics, board.news()));
-    board.add(uid, Arc::clone(&service));
-    service
+    let asker = Asker::new(Dialer::default(), Duration::ZERO, metrics.clone());
+    let common = Arc::new(Common { metrics, asker, bell: board.bell() });
+    let state = Arc::new(service_state(uid, 1, 20_000));
+    let standby = Arc::new(Standby::new(common, board.number(), state, Phase::Informed));
+    board.add(&uid.into(), Arc::clone(&standby));
+    Arc::clone(standby.service())
 }
 
 fn acknowledge(board: &Board, uid: &str, ack: Ack) {
@@ -42,8 +51,8 @@ fn accept(service: &Service) {
 #[test]
 fn a_new_stream_tells_all_once() {
     let mut sent = SentOfOne::default();
-    assert_eq!(kinds(&sent.due("a", &ACK, traffic(0, 0), false)), ["traffic", "ack"]);
-    assert!(sent.due("a", &ACK, traffic(0, 0), true).is_empty());
+    assert_eq!(kinds(&sent.due("a", &Arc::new(ACK), traffic(0, 0), false)), ["traffic", "ack"]);
+    assert!(sent.due("a", &Arc::new(ACK), traffic(0, 0), true).is_empty());
 }
 
 #[test]
@@ -202,11 +211,11 @@ fn activity_is_told_at_heartbeats_as_long_as_there_are_pods() {
 #[test]
 fn the_first_and_the_last_held_connection_cannot_wait_other_traffic_can() {
     let mut sent = SentOfOne::default();
-    sent.due("a", &ACK, traffic(0, 0), true);
-    assert!(sent.due("a", &ACK, traffic(0, 1), false).is_empty());
-    assert_eq!(kinds(&sent.due("a", &ACK, traffic(1, 2), false)), ["traffic"]);
-    assert!(sent.due("a", &ACK, traffic(2, 3), false).is_empty());
-    assert_eq!(kinds(&sent.due("a", &ACK, traffic(0, 3), false)), ["traffic"]);
+    sent.due("a", &Arc::new(ACK), traffic(0, 0), true);
+    assert!(sent.due("a", &Arc::new(ACK), traffic(0, 1), false).is_empty());
+    assert_eq!(kinds(&sent.due("a", &Arc::new(ACK), traffic(1, 2), false)), ["traffic"]);
+    assert!(sent.due("a", &Arc::new(ACK), traffic(2, 3), false).is_empty());
+    assert_eq!(kinds(&sent.due("a", &Arc::new(ACK), traffic(0, 3), false)), ["traffic"]);
 }
 
 #[test]
@@ -215,11 +224,11 @@ fn what_is_in_effect_is_told_at_once_and_nothing_before() {
     accept(&add(&board, "a"));
     assert!(board.due(&mut nothing, true).is_empty());
     let mut sent = SentOfOne::default();
-    sent.due("a", &ACK, traffic(0, 0), false);
+    sent.due("a", &Arc::new(ACK), traffic(0, 0), false);
     let redirecting = Ack { redirecting: true, ..ACK };
-    assert_eq!(kinds(&sent.due("a", &redirecting, traffic(0, 0), false)), ["ack"]);
+    assert_eq!(kinds(&sent.due("a", &Arc::new(redirecting.clone()), traffic(0, 0), false)), ["ack"]);
     let holding = Ack { holding: true, ..redirecting };
-    assert_eq!(kinds(&sent.due("a", &holding, traffic(0, 1), false)), ["traffic", "ack"]);
+    assert_eq!(kinds(&sent.due("a", &Arc::new(holding), traffic(0, 1), false)), ["traffic", "ack"]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use elasti_api::names;
@@ -13,6 +13,7 @@ use elasti_resolver::capacity::{Capacity, Limits};
 use elasti_resolver::connection::Context;
 use elasti_resolver::forward::Dialer;
 use elasti_resolver::interception::Interception;
+use elasti_resolver::listeners::Listeners;
 use elasti_resolver::metrics::Metrics;
 use elasti_resolver::readiness::Asker;
 use elasti_resolver::report::Board;
@@ -34,6 +35,12 @@ struct Process(Option<Runtime>);
 impl Process {
     fn new() -> Self {
         Self(Some(Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()))
+    }
+
+    /// What it makes belongs to this process.
+    fn within<T>(&self, make: impl FnOnce() -> T) -> T {
+        let _entered = self.0.as_ref().unwrap().enter();
+        make()
     }
 
     fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> tokio::task::JoinHandle<T> {
@@ -153,16 +160,19 @@ impl Resolver {
         let node = format!("node-of-{pod}");
         let (metrics, board) = (Metrics::new(&prometheus::Registry::new()).unwrap(), Board::default());
         let (heard, dialer) = (Heard::default(), Dialer::default());
+        let context = Context::new(dialer);
+        let capacity = Capacity::new(Limits { descriptors: u64::MAX, memory: None, conntrack: None }, metrics.clone());
+        let listeners = process.within(|| Listeners::new(Arc::new(context.clone()), capacity)).unwrap();
         let supervisor = Supervisor::new(Parts {
             pod: vec![address],
             patience: elasti_resolver::fallback::Patience::default(),
             interception: Interception::new(None, metrics.clone()),
             track: Err("there is no eBPF here".to_owned()),
             node: "node".to_owned(),
-            context: Context::new(dialer),
+            context,
             // Pods at this level have no container to ask.
             asker: Asker::new(dialer, std::time::Duration::ZERO, metrics.clone()),
-            capacity: Capacity::new(Limits { descriptors: u64::MAX, memory: None, conntrack: None }, metrics.clone()),
+            listeners,
             board: board.clone(),
             heard: heard.clone(),
             readiness: elasti_runtime::admin::Readiness::default(),

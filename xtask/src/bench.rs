@@ -26,7 +26,7 @@ const TOOLS: [(&str, &str); 7] = [
 const CLUSTER: &str = "elasti-bench";
 
 /// Suites that need the two-node cluster.
-const ON_A_CLUSTER: [&str; 3] = ["wake", "warm", "failover"];
+const ON_A_CLUSTER: [&str; 4] = ["wake", "warm", "failover", "flip"];
 
 /// Suites that need an API server with the product's objects, and nothing that acts upon them.
 const ON_AN_API_SERVER: [&str; 1] = ["scale"];
@@ -46,7 +46,7 @@ pub(crate) struct Args {
     /// Less than a minute for each suite, to see that it runs; decides nothing
     #[arg(long)]
     short: bool,
-    /// Wakes of each kind, in place of 30
+    /// Wakes or flips of each kind, in place of 30
     #[arg(long)]
     wakes: Option<u32>,
     /// Leave the cluster up; `cargo xtask cluster --name elasti-bench down` removes it
@@ -127,6 +127,7 @@ fn measure_on_an_api_server(args: &Args, suites: &[&str], programs: &Path, out: 
 
 fn measure_on(cluster: &Cluster, args: &Args, suites: &[&str], programs: &Path, out: &Path) -> Result<()> {
     let mut command = cluster.command_in_node(1, programs.join("elasti-bench"))?;
+    command.env("ELASTI_NODES", format!("{},{}", cluster.netns(1)?, cluster.netns(2)?));
     args.pass(command.env("KUBECONFIG", cluster.kubeconfig()), suites, programs, out);
     process::run(&mut command)
 }

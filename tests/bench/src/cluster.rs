@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Who applies.
-const FIELD_MANAGER: &str = "elasti-bench";
+pub(crate) const FIELD_MANAGER: &str = "elasti-bench";
 
 /// Debian's nginx, made by the harness of the cluster.
 const IMAGE: &str = "docker.io/library/elasti-targets:dev";
@@ -108,7 +108,8 @@ impl Cluster {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    fn elastis(&self) -> Api<DynamicObject> {
+    /// The ElastiServices of this namespace.
+    pub(crate) fn elastis(&self) -> Api<DynamicObject> {
         Api::namespaced_with(self.client.clone(), &self.namespace, &elasti_services())
     }
 
@@ -218,12 +219,7 @@ impl Cluster {
     pub(crate) async fn installation_is_ready(&self) -> Result<()> {
         until("operators and resolvers are ready", || async {
             let pods = self.own_pods().list(&ListParams::default()).await?.items;
-            let ready = |pod: &Pod| {
-                let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-                pod.metadata.deletion_timestamp.is_none()
-                    && conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
-            };
-            Ok((pods.len() == 4 && pods.iter().all(ready)).then_some(()))
+            Ok((pods.len() == 4 && pods.iter().all(is_ready)).then_some(()))
         })
         .await
     }
@@ -258,6 +254,13 @@ impl Cluster {
         }
         Ok(lines)
     }
+}
+
+/// Whether a pod is ready, and is to stay.
+pub(crate) fn is_ready(pod: &Pod) -> bool {
+    let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    pod.metadata.deletion_timestamp.is_none()
+        && conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// Both clocks of this machine, to compare a program's log with what was seen here. All processes of the cluster run on this

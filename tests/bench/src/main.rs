@@ -29,6 +29,8 @@ enum Command {
     Run(Args),
     /// Open connections, say so, and keep them until the input ends
     Dial(clients::Dial),
+    /// Connect all the time, and say where that comes out whenever it changes
+    Knock(suites::flip::knocker::Knock),
 }
 
 /// Options of `run`.
@@ -43,7 +45,7 @@ pub(crate) struct Args {
     /// Less than a minute for each suite; decides nothing
     #[arg(long)]
     short: bool,
-    /// Wakes of each kind, in place of 30
+    /// Wakes or flips of each kind, in place of 30
     #[arg(long)]
     wakes: Option<usize>,
     /// The resolver's program
@@ -61,6 +63,7 @@ fn main() -> Result<ExitCode> {
     match Command::parse() {
         Command::Run(args) => run(&args),
         Command::Dial(dial) => clients::keep(&dial).map(|()| ExitCode::SUCCESS),
+        Command::Knock(knock) => suites::flip::knocker::knock(&knock).map(|()| ExitCode::SUCCESS),
     }
 }
 

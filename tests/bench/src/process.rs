@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,16 @@ impl Cores {
         command.args(["--cpu-list", &format!("{first}-{}", first + part - 1)]).arg(program);
         command
     }
+}
+
+/// Where the machine has its cgroup2 hierarchy.
+pub(crate) fn cgroup2() -> Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let mount = mounts.lines().map(|line| line.split(' ')).find_map(|mut fields| {
+        let point = fields.nth(1)?;
+        (fields.next()? == "cgroup2").then_some(point)
+    });
+    Ok(mount.context("cgroup2 is not mounted")?.into())
 }
 
 /// A running program; it is asked to end when dropped.

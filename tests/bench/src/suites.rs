@@ -10,6 +10,7 @@ use crate::report::Outcome;
 pub(crate) mod burst;
 pub(crate) mod connect;
 pub(crate) mod failover;
+pub(crate) mod flip;
 pub(crate) mod hold;
 pub(crate) mod proxy;
 pub(crate) mod scale;
@@ -31,6 +32,8 @@ pub(crate) enum Suite {
     Scale,
     /// What is missed when a process of Elasti is killed, on a real cluster
     Failover,
+    /// How soon every node redirects, and stops to, on a real cluster
+    Flip,
     /// What a wake costs beyond what the pod needs, on a real cluster
     Wake,
     /// A Service that is not intercepted, with and without Elasti, on a real cluster
@@ -51,6 +54,7 @@ impl Suite {
             Self::Burst => "burst",
             Self::Connect => "connect",
             Self::Failover => "failover",
+            Self::Flip => "flip",
             Self::Scale => "scale",
             Self::Wake => "wake",
             Self::Warm => "warm",
@@ -65,6 +69,7 @@ impl Suite {
             Self::Burst => burst::run(bench),
             Self::Connect => connect::run(bench),
             Self::Failover => failover::run(bench),
+            Self::Flip => flip::run(bench),
             Self::Scale => scale::run(bench),
             Self::Wake => wake::run(bench),
             Self::Warm => warm::run(bench),
@@ -85,7 +90,7 @@ pub(crate) struct Bench {
     pub(crate) out: PathBuf,
     /// Less than a minute; decides nothing.
     pub(crate) short: bool,
-    /// How many wakes of each kind, if that is said.
+    /// How many wakes or flips of each kind, if that is said.
     pub(crate) wakes: Option<usize>,
 }
 

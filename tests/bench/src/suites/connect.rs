@@ -20,6 +20,7 @@ use elasti_resolver::tracking::{Track, Wanted};
 use super::Bench;
 use floor::Floor;
 
+use crate::process::cgroup2;
 use crate::report::{Goal, Outcome, Row, Spread, Wanted as Goals};
 
 mod floor;
@@ -178,12 +179,7 @@ struct Cgroup {
 
 impl Cgroup {
     fn enter() -> Result<Self> {
-        let mounts = fs::read_to_string("/proc/self/mounts")?;
-        let mount = mounts.lines().map(|line| line.split(' ')).find_map(|mut fields| {
-            let point = fields.nth(1)?;
-            (fields.next()? == "cgroup2").then_some(point)
-        });
-        let root = Path::new(mount.context("cgroup2 is not mounted")?);
+        let root = cgroup2()?;
         let own = fs::read_to_string("/proc/self/cgroup")?;
         let own = own.lines().find_map(|line| line.strip_prefix("0::/")).context("this process has no cgroup2")?;
         let it = Self { directory: root.join(format!("elasti-bench-{}", uid()?)), home: root.join(own) };

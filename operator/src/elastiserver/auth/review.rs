@@ -16,11 +16,11 @@ use tokio::sync::Semaphore;
 
 use super::{Caller, Review, TokenReviewer};
 
-/// How long an answer may take: less than the resolver's five seconds for a whole connection.
+/// How long an answer may take, the wait for a turn included: less than the resolver's five seconds for a whole connection.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Tokens that the API server is asked about at once; one takes it some milliseconds.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 32;
 
 /// Where the API server says to which pod a token is bound.
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
@@ -44,12 +44,14 @@ impl TokenReviewer for ApiServer {
         let api: Api<TokenReview> = Api::all(self.client.clone());
         let turns = Arc::clone(&self.turns);
         async move {
-            // Who does not wait so long hangs up, and this ends with it.
-            let _turn = turns.acquire().await.map_err(|closed| closed.to_string())?;
             let spec = TokenReviewSpec { token: Some(token), audiences: Some(vec![TOKEN_AUDIENCE.to_owned()]) };
             let review = TokenReview { spec, ..TokenReview::default() };
             let params = PostParams::default();
-            match tokio::time::timeout(TIMEOUT, api.create(&params, &review)).await {
+            let asked = async {
+                let _turn = turns.acquire().await;
+                api.create(&params, &review).await
+            };
+            match tokio::time::timeout(TIMEOUT, asked).await {
                 Ok(Ok(answer)) => Ok(judge(&answer.status.unwrap_or_default())),
                 Ok(Err(error)) => Err(error.to_string()),
                 Err(_) => Err(format!("the API server has not answered within {} s", TIMEOUT.as_secs())),
@@ -99,20 +101,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn many_tokens_wait_for_their_turn_and_none_for_too_long() {
+    async fn many_tokens_wait_for_their_turn_and_none_for_longer_than_its_caller() {
         let busy = Arc::new(Semaphore::new(AT_ONCE));
         let service = tower::service_fn(move |_: http::Request<kube::client::Body>| {
             let busy = Arc::clone(&busy);
             async move {
                 let _one = busy.try_acquire().expect("no more are asked about at once");
-                tokio::time::sleep(TIMEOUT / 2).await;
+                tokio::time::sleep(TIMEOUT / 4).await;
                 Ok::<_, std::convert::Infallible>(answer(201, status(&json!({"authenticated": false}))))
             }
         });
         let reviewer = ApiServer::new(Client::new(service, "default"));
-        let reviews = (0..AT_ONCE * 4).map(|number| reviewer.review(number.to_string()));
+        let reviews = (0..AT_ONCE * 5).map(|number| reviewer.review(number.to_string()));
         let reviews = futures::future::join_all(reviews).await;
-        assert!(reviews.iter().all(|review| *review == Ok(Review::Refused)), "{reviews:?}");
+        let (in_time, late) = (&reviews[..AT_ONCE * 3], &reviews[AT_ONCE * 4..]);
+        assert!(in_time.iter().all(|review| *review == Ok(Review::Refused)), "{in_time:?}");
+        assert!(late.iter().all(Result::is_err), "{late:?}");
     }
 
     #[tokio::test]

@@ -30,7 +30,8 @@ impl Planner<'_> {
     pub(super) fn write_status(&mut self, mode: Mode) {
         let current = self.status();
         let mut wanted = current.clone();
-        if current.mode != Some(mode) {
+        // That clients are left to the pods is the Lease holder's to say.
+        if current.mode != Some(mode) && (self.leads() || mode == Mode::Proxy) {
             wanted.mode = Some(mode);
             wanted.revision += 1;
             wanted.last_reconciled_time = Some(Time(self.now.timestamp));
@@ -56,7 +57,7 @@ impl Planner<'_> {
             return;
         }
         self.actions.push(Action::WriteStatus(Box::new(wanted.clone())));
-        if current.mode != Some(mode) {
+        if current.mode != wanted.mode {
             let (reason, message) = match mode {
                 Mode::Proxy => ("Intercepting", "connections are intercepted: the target sleeps or is not ready"),
                 Mode::Serve => ("Serving", "clients reach the target directly"),

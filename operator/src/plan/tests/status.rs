@@ -67,3 +67,15 @@ fn who_is_new_is_told_at_once_that_no_resolver_is_connected() {
     let conditions = &world.elasti.status.as_ref().unwrap().conditions;
     assert!(conditions.iter().any(|condition| condition.reason == "NoResolver"), "{conditions:?}");
 }
+
+/// Regression: a replica that does not lead said of each new ElastiService that clients reach its target, ready or not.
+#[test]
+fn only_the_leader_says_that_clients_are_left_to_the_pods() {
+    let mut world = World::serving();
+    world.ready = false;
+    world.elasti.status = None;
+    world.leading_since = None;
+    assert_eq!(status_of(&world.plan()), None);
+    world.scale(0);
+    assert_eq!(status_of(&world.plan()).and_then(|status| status.mode), Some(Mode::Proxy));
+}

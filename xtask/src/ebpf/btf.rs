@@ -1,10 +1,10 @@
 //! Makes the BTF of an object the same in each build. LLVM's BPF back end keeps the types that it only declares in a map that is
-//! ordered by their addresses in its own memory, which differ from run to run.
+//! ordered by their addresses in its own memory, which differ from run to run; their names are written in that order too.
 //!
 //! Pure: bytes in, bytes out. The layout is that of Documentation/bpf/btf.rst of the kernel; all declarations are equally long, so
 //! that nothing moves but they themselves. Used by [`super`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
 use anyhow::{Context, Result, bail};
@@ -31,6 +31,7 @@ pub(super) fn settle(btf: &mut [u8]) -> Result<()> {
     }
     let declared: Vec<(u32, usize)> =
         (1..).zip(&types).filter(|(_, of)| of.kind == FWD).map(|(id, of)| (id, of.at)).collect();
+    settle_names(btf, &types, &declared)?;
     let mut sorted = Vec::new();
     for (id, at) in &declared {
         let bytes = btf.get(*at..at + TYPE).context("a type is cut off")?.to_vec();
@@ -45,6 +46,48 @@ pub(super) fn settle(btf: &mut [u8]) -> Result<()> {
     for at in types.iter().flat_map(|of| &of.names) {
         if let Some(id) = renamed.get(&word(btf, *at)?) {
             btf.get_mut(*at..at + 4).context("a type is cut off")?.copy_from_slice(&id.to_le_bytes());
+        }
+    }
+    Ok(())
+}
+
+/// Puts the names that declarations alone have, which lie one after the other in the order in which they were written, into the order
+/// of the alphabet.
+fn settle_names(btf: &mut [u8], types: &[Type], declared: &[(u32, usize)]) -> Result<()> {
+    let mut others = HashSet::new();
+    for of in types.iter().filter(|of| of.kind != FWD) {
+        others.insert(word(btf, of.at)?);
+    }
+    let mut own = BTreeMap::new();
+    for (_, at) in declared {
+        let offset = word(btf, *at)?;
+        if !others.contains(&offset) {
+            own.insert(offset, name(btf, offset)?);
+        }
+    }
+    let Some(start) = own.keys().next().copied() else { return Ok(()) };
+    let after = |offset: u32, name: &[u8]| anyhow::Ok(offset + u32::try_from(name.len())? + 1);
+    let mut end = start;
+    for (offset, name) in &own {
+        if *offset != end {
+            bail!("names of declarations do not lie one after the other");
+        }
+        end = after(*offset, name)?;
+    }
+    let mut sorted: Vec<(&Vec<u8>, u32)> = own.iter().map(|(offset, name)| (name, *offset)).collect();
+    sorted.sort();
+    let (names, mut next, mut moved) = (parts(btf)?.1, start, HashMap::new());
+    for (name, was) in sorted {
+        let place = names + next as usize;
+        btf.get_mut(place..place + name.len() + 1)
+            .context("a name is cut off")?
+            .copy_from_slice(&[name, &[0][..]].concat());
+        moved.insert(was, next);
+        next = after(next, name)?;
+    }
+    for (_, at) in declared {
+        if let Some(offset) = moved.get(&word(btf, *at)?) {
+            btf.get_mut(*at..at + 4).context("a type is cut off")?.copy_from_slice(&offset.to_le_bytes());
         }
     }
     Ok(())
@@ -139,6 +182,19 @@ mod tests {
             settle(btf).unwrap();
         }
         assert_eq!(same[0], same[1], "two of one name");
+    }
+
+    #[test]
+    fn names_written_in_any_order_become_the_same() {
+        // The same declarations, whose names were written the other way round.
+        let mut swapped = btf(&[4, 3], &[5, 1]);
+        let names = swapped.len() - 8;
+        swapped[names..].copy_from_slice(b"two\0one\0");
+        let mut ordered = btf(&[4, 3], &[1, 5]);
+        for btf in [&mut ordered, &mut swapped] {
+            settle(btf).unwrap();
+        }
+        assert_eq!(ordered, swapped);
     }
 
     #[test]

@@ -227,7 +227,10 @@ impl Controller {
         self.count_scaled(key, snapshot, "up", &result);
         let scaled = result?;
         if scaled == Scaled::Done {
-            self.state().memories.entry(uid.to_owned()).or_default().woken(now());
+            // One that is gone is not remembered anew.
+            if let Some(memory) = self.state().memories.get_mut(uid) {
+                memory.woken(now());
+            }
             let after = elapsed();
             if let (Some(sent), Some(after)) = (sent, after) {
                 self.parts.metrics.woken(sent, after);

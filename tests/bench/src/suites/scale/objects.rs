@@ -106,14 +106,16 @@ impl ApiServer {
 
     /// Requests that it has answered so far; a watch is one when it ends.
     pub(super) async fn requests(&self) -> Result<f64> {
-        let request = http::Request::get("/metrics").body(Vec::new())?;
-        Ok(Metrics(self.0.request_text(request).await?).sum("apiserver_request_total{"))
+        Ok(Metrics(self.metrics().await?).sum("apiserver_request_total{"))
+    }
+
+    async fn metrics(&self) -> Result<String> {
+        Ok(self.0.request_text(http::Request::get("/metrics").body(Vec::new())?).await?)
     }
 
     /// What it has been told so far, leases aside.
     pub(super) async fn writes(&self) -> Result<f64> {
-        let request = http::Request::get("/metrics").body(Vec::new())?;
-        let metrics = self.0.request_text(request).await?;
+        let metrics = self.metrics().await?;
         let writes = |line: &&str| {
             let verbs = ["APPLY", "PATCH", "DELETE"].map(|verb| format!("verb=\"{verb}\""));
             let event = line.contains(r#"resource="events""#) && line.contains(r#"verb="POST""#);

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::caches::{Caches, Concerned, Snapshot, watch::Concern};
 use crate::clients::Clients;
 use crate::elastiserver::{Wake, WakeAnswer};
-use crate::idleness::{Triggers, traffic};
+use crate::idleness::{Triggers, ask_the_same, traffic};
 use crate::leader::LeaderState;
 use crate::metrics::{Metrics, Watched};
 use crate::observed::{Diagnosis, ObjectKey, Observed, TriggersObserved, Verdict};
@@ -86,7 +86,7 @@ pub struct Controller {
 struct State {
     /// What is remembered of each ElastiService, by UID.
     memories: HashMap<String, Memory>,
-    answers: HashMap<String, TriggersObserved>,
+    answers: HashMap<String, Answer>,
     diagnoses: HashMap<String, Diagnosis>,
     /// UIDs whose triggers or pods are being asked.
     asking: HashSet<String>,
@@ -228,7 +228,7 @@ impl Controller {
             slices: snapshot.slices.clone(),
             stale_private: snapshot.stale_private.clone(),
             resolvers: self.parts.resolvers.observed(uid),
-            triggers: state.answers.get(uid).cloned(),
+            triggers: state.answers.get(uid).and_then(|answer| answer.to(&snapshot.elasti)).cloned(),
             diagnosis: state.diagnoses.get(uid).cloned(),
             partners: snapshot.partners.clone(),
             partner_waits: self.partner_waits(&snapshot.elasti),
@@ -273,13 +273,17 @@ impl Round for Controller {
         self.parts.metrics.at_zero(&key, at_zero.then_some(replicas));
         let (mut failed, mut status_passed) = (None, false);
         for action in decided.actions {
+            let scales_down = action == Action::ScaleDown;
             if failed.is_some() && action.needs_all_before() || status_passed && action.tells_status() {
+                if scales_down {
+                    self.will_not_scale_down(&uid);
+                }
                 continue;
             }
             let allocates_ports = matches!(action, Action::AllocatePorts(_));
             let writes_status = matches!(action, Action::WriteStatus(_));
             // One step that the API server refuses, such as a Service beyond a quota, keeps no other from being taken.
-            let (scales_down, scales_up) = (action == Action::ScaleDown, matches!(action, Action::ScaleUp { .. }));
+            let scales_up = matches!(action, Action::ScaleUp { .. });
             let applied = self.apply(&key, &snapshot, &under, action).await;
             if scales_up {
                 follow_pods();
@@ -288,7 +292,7 @@ impl Round for Controller {
             status_passed |= if applied.is_ok() { allocates_ports } else { writes_status };
             if let Err(error) = applied {
                 if scales_down && apply::refused(&error) {
-                    self.state().memories.entry(uid.clone()).or_default().scale_down_refused();
+                    self.will_not_scale_down(&uid);
                 }
                 failed = Some(worse(failed, error));
             }
@@ -373,16 +377,42 @@ impl Wake for Arc<Controller> {
     }
 }
 
+/// What triggers have said, and whose they are.
+struct Answer {
+    /// As they were when they were asked.
+    of: Arc<ElastiService>,
+    said: TriggersObserved,
+}
+
+impl Answer {
+    /// The answer, if it is one to what this ElastiService asks.
+    fn to(&self, elasti: &Arc<ElastiService>) -> Option<&TriggersObserved> {
+        let same = Arc::ptr_eq(&self.of, elasti) || ask_the_same(&self.of.spec, &elasti.spec);
+        same.then_some(&self.said)
+    }
+}
+
 impl Controller {
     /// Takes the triggers' answer.
-    fn answered(&self, uid: &str, asked: Instant, verdict: Verdict) {
+    fn answered(&self, elasti: Arc<ElastiService>, asked: Instant, verdict: Verdict) {
+        let uid = elasti.metadata.uid.clone().unwrap_or_default();
         {
             let mut state = self.state();
-            state.asking.remove(uid);
-            let before = state.answers.get(uid).and_then(|answer| answer.idle_since);
+            state.asking.remove(&uid);
+            let before = state.answers.get(&uid).and_then(|answer| answer.to(&elasti)).and_then(|said| said.idle_since);
             let idle_since = (verdict == Verdict::Idle).then(|| before.unwrap_or(asked));
-            state.answers.insert(uid.to_owned(), TriggersObserved { verdict, asked, idle_since });
+            let said = TriggersObserved { verdict, asked, idle_since };
+            if state.memories.contains_key(&uid) {
+                state.answers.insert(uid.clone(), Answer { of: elasti, said });
+            }
         }
-        self.look_at(uid);
+        self.look_at(&uid);
+    }
+
+    /// The scale-down that was planned was refused, or not sent at all.
+    fn will_not_scale_down(&self, uid: &str) {
+        if let Some(memory) = self.state().memories.get_mut(uid) {
+            memory.scale_down_refused();
+        }
     }
 }

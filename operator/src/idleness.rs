@@ -61,6 +61,11 @@ pub fn asks(spec: &ElastiServiceSpec) -> bool {
     asked(spec).next().is_some()
 }
 
+/// Whether an answer to the triggers of one is an answer to those of the other.
+pub fn ask_the_same(one: &ElastiServiceSpec, other: &ElastiServiceSpec) -> bool {
+    asked(one).eq(asked(other))
+}
+
 /// What is wrong with the triggers as they are written, with cause and cure.
 pub fn fault(spec: &ElastiServiceSpec) -> Option<String> {
     let triggers = spec.triggers.as_deref().unwrap_or_default();
@@ -100,6 +105,18 @@ mod tests {
         assert_eq!(combine(vec![Verdict::Idle, Verdict::Idle]), Verdict::Idle);
         assert_eq!(combine(vec![Verdict::Idle, unknown()]), unknown());
         assert_eq!(combine(vec![unknown(), Verdict::Busy]), Verdict::Busy);
+    }
+
+    #[test]
+    fn an_answer_is_one_to_the_triggers_that_were_asked() {
+        let spec = |query: &str, cooldown_period| {
+            let metadata = Some(serde_json::json!({"query": query, "threshold": 1}));
+            let triggers = Some(vec![ScaleTrigger { type_: "prometheus".into(), metadata }]);
+            ElastiServiceSpec { triggers, cooldown_period, ..ElastiServiceSpec::default() }
+        };
+        assert!(ask_the_same(&spec("q", 60), &spec("q", 5)));
+        assert!(!ask_the_same(&spec("q", 60), &spec("p", 60)));
+        assert!(!ask_the_same(&spec("q", 60), &ElastiServiceSpec::default()));
     }
 
     #[test]

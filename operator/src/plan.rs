@@ -18,9 +18,9 @@ use elasti_api::v1alpha1::ElastiServiceStatus;
 use jiff::Timestamp;
 
 use crate::autoscaler::{AutoscalerObserved, Wish};
-use crate::conditions;
 use crate::observed::{Observed, ResolverSlice, ServiceObserved, TargetState, Verdict};
 use crate::slices;
+use crate::{conditions, idleness};
 
 use interception::{Interception, UNEXPLAINED_MAX};
 pub use settings::Settings;
@@ -471,13 +471,16 @@ impl Planner<'_> {
     /// Idle for the cooldown: intercept, settle, ask again, and only then scale to zero.
     fn descend(&mut self) {
         let Some(target) = self.observed.target.found() else { return };
-        if target.spec_replicas == 0 {
-            return;
-        }
         if self.asks_now() {
             self.actions.push(Action::AskTriggers);
         }
-        self.check_after(self.settings.polling_interval);
+        let runs = target.spec_replicas > 0;
+        if runs || idleness::asks(&self.observed.elasti.spec) {
+            self.check_after(self.settings.polling_interval);
+        }
+        if !runs {
+            return;
+        }
         if self.autoscaler_forbids_sleep() || !self.idle_for_cooldown() {
             self.memory.descent = None;
             return;

@@ -283,7 +283,7 @@ impl Controller {
             let asked = Instant::now();
             let namespace = elasti.metadata.namespace.clone().unwrap_or_default();
             let verdict = this.parts.triggers.ask(&namespace, &elasti.spec).await;
-            this.answered(&uid, asked, verdict);
+            this.answered(elasti, asked, verdict);
         });
     }
 

@@ -61,6 +61,8 @@ struct World {
     memory: Memory,
     /// A scale-down that was given up and may still be carried out: of which version of the target, and since when.
     in_flight: Option<(u64, Instant)>,
+    /// Of which version of the target a scale-down was sent last.
+    sent: Option<u64>,
     start: Instant,
     elapsed: Duration,
     /// Whether resolvers were last told to hold every connection.
@@ -117,6 +119,7 @@ impl World {
             holder_silent: false,
             memory: Memory::default(),
             in_flight: None,
+            sent: None,
             start,
             elapsed: Duration::ZERO,
             holding: false,
@@ -234,6 +237,9 @@ impl World {
             }
             Action::DeleteSlices(names) => self.slices.retain(|slice| !names.contains(&slice.name)),
             Action::AnnotateAutoscaler { autoscaler, wish } => self.annotate(autoscaler, *wish),
+            Action::ApplyPrivateService => {
+                self.private = Some(ServiceObserved { owner_uid: Some("uid".into()), ..self.service.clone().unwrap() });
+            }
             Action::ScaleUp { replicas } => self.scale(*replicas),
             Action::ScaleDown => {
                 self.scale(0);
@@ -563,6 +569,10 @@ fn a_replica_without_the_lease_wakes_when_its_holder_does_not() {
 #[test]
 fn a_trigger_that_sees_traffic_wakes_a_target_at_zero() {
     let mut world = World::asleep();
+    world.pass(SETTINGS.polling_interval);
+    let plan = world.plan();
+    assert!(plan.actions.contains(&Action::AskTriggers), "it is asked there too");
+    assert_eq!(plan.again, Some(SETTINGS.polling_interval));
     let asked = world.now().instant;
     world.triggers = Some(TriggersObserved { verdict: Verdict::Busy, asked, idle_since: None });
     assert!(scales_up(&world.settle()));

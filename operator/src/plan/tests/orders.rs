@@ -30,6 +30,8 @@ enum Happening {
     Drain(u8, bool),
     /// The containers of those that end have ended.
     Ended,
+    /// Somebody deletes the private Service.
+    LosePrivate,
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -53,6 +55,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => Just(RemoveSlices),
         1 => (0_u8..3, any::<bool>()).prop_map(|(pod, elsewhere)| Drain(pod, elsewhere)),
         1 => Just(Ended),
+        1 => Just(LosePrivate),
     ]
 }
 
@@ -96,6 +99,7 @@ impl World {
                 self.draining.push(DrainingEndpoint { port, address, pod, elsewhere });
             }
             Happening::Ended => self.draining.clear(),
+            Happening::LosePrivate => self.private = None,
             Happening::Connect | Happening::Disconnect(_) => {}
         }
     }
@@ -120,11 +124,17 @@ impl World {
         self.never_leaves_a_held_connection_to_nobody(&plan);
         self.never_lets_go_while_there_is_something_to_hold(&plan);
         self.never_redirects_an_address_that_is_not_an_ending_pods(&plan);
+        self.never_holds_without_a_scale_down_on_its_way(&plan);
         let mut all = true;
         for (number, action) in plan.actions.iter().enumerate() {
             let succeeds = succeed.checked_shr(u32::try_from(number).unwrap()).unwrap_or(1) & 1 == 1;
             if action.needs_all_before() && !all {
+                // As the controller does.
+                self.memory.scale_down_refused();
                 continue;
+            }
+            if *action == Action::ScaleDown {
+                self.sent = Some(self.versions);
             }
             if succeeds {
                 self.apply(action);
@@ -168,6 +178,12 @@ impl World {
             assert!(!forwards, "{address}: a pod is ready");
             assert_eq!(state.mode, Mode::Proxy);
         }
+    }
+
+    fn never_holds_without_a_scale_down_on_its_way(&self, plan: &Plan) {
+        let holding = matches!(&plan.publish, Publish::State(state) if state.holding);
+        let on_its_way = self.memory.descent.is_some() || self.sent == Some(self.versions);
+        assert!(!holding || on_its_way, "clients wait although a pod is ready, and for nothing");
     }
 
     fn never_scales_down_too_early(&self, plan: &Plan) {
@@ -220,6 +236,23 @@ impl World {
             }
         }
     }
+}
+
+/// What cannot be made, such as a private Service beyond a quota, keeps a target awake, and nobody waits for it.
+#[test]
+fn a_scale_down_that_is_left_out_keeps_nobody_waiting() {
+    let mut world = World::descending();
+    world.private = None;
+    world.pass(SETTINGS.kube_proxy_sync);
+    for _ in 0..5 {
+        // All succeeds but what is first.
+        world.plan_and_check(u8::MAX << 1);
+        world.acknowledge();
+        world.idle();
+    }
+    assert!(world.private.is_none() && world.replicas() > 0);
+    world.answer(Verdict::Busy);
+    world.plan_and_check(u8::MAX << 1);
 }
 
 proptest! {

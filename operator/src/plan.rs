@@ -18,7 +18,7 @@ use elasti_api::v1alpha1::ElastiServiceStatus;
 use jiff::Timestamp;
 
 use crate::autoscaler::{AutoscalerObserved, Wish};
-use crate::observed::{Observed, ResolverSlice, ServiceObserved, TargetState, Verdict};
+use crate::observed::{Observed, ResolverSlice, ServiceObserved, Verdict};
 use crate::slices;
 use crate::{conditions, idleness};
 
@@ -28,6 +28,7 @@ pub use state::published;
 use state::{closed, state};
 
 pub(crate) mod autoscaler;
+mod deletion;
 mod draining;
 mod ending;
 mod idle;
@@ -62,9 +63,6 @@ const UNDONE_DOUBLINGS: u32 = 5;
 
 /// A target that shall run and is not ready for this long has its pods looked at, and again after as long.
 const DIAGNOSE_AFTER: Duration = Duration::from_secs(3);
-
-/// How long a deleted ElastiService goes on intercepting for a target that it has just scaled back up.
-const FINALIZE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The time, on both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -112,8 +110,8 @@ pub struct Memory {
     starting: starting::Memory,
     /// When the deletion was first seen.
     deleting_since: Option<Instant>,
-    /// When the slices of a deleted ElastiService were gone.
-    slices_gone_since: Option<Instant>,
+    /// When a deleted ElastiService was last intercepted, or had slices.
+    last_intercepted: Option<Instant>,
 }
 
 /// A scale-down on its way: intercepting while the pods are still up.
@@ -389,9 +387,14 @@ impl Planner<'_> {
         let mode = self.mode();
         self.write_status(mode);
         self.keep_slices(&service);
+        self.state(&service)
+    }
+
+    /// What resolvers shall know of an ElastiService that can be intercepted.
+    fn state(&mut self, service: &ServiceObserved) -> Publish {
         let draining = self.draining();
-        let starting = self.starting(&service);
-        let state = state(self.observed, &service, &draining, self.holding(), self.settings);
+        let starting = self.starting(service);
+        let state = state(self.observed, service, &draining, self.holding(), self.settings);
         let Some(mut state) = state else { return Publish::Keep };
         state.asking = if starting.is_empty() { 0 } else { self.asking() };
         state.starting = starting;
@@ -626,42 +629,6 @@ impl Planner<'_> {
         if self.leads() && !stale.is_empty() {
             self.actions.push(Action::DeleteSlices(stale));
         }
-    }
-
-    /// Leaves everything as it was found: the target up, clients at its pods, nothing of ours behind.
-    fn finalize(&mut self) -> Publish {
-        if !self.leads() || !has_finalizer(self.observed) {
-            return Publish::Keep;
-        }
-        let now = self.now.instant;
-        let since = *self.memory.deleting_since.get_or_insert(now);
-        self.release_autoscaler();
-        let ours = self.observed.taken_by.is_none();
-        if ours && self.observed.target.found().is_some_and(|target| target.spec_replicas == 0) {
-            self.actions.push(Action::ScaleUp { replicas: self.observed.elasti.spec.min_target_replicas.max(1) });
-        }
-        let known = matches!(self.observed.target, TargetState::Found(_) | TargetState::Unread);
-        if ours && known && !self.observed.target_ready() && !self.passed(Some(since), FINALIZE_PATIENCE) {
-            return Publish::Keep;
-        }
-        if !self.observed.slices.is_empty() {
-            self.withdraw(&[]);
-            return Publish::Keep;
-        }
-        // The listeners stay for as long as a kube-proxy may still send connections to them.
-        let gone = *self.memory.slices_gone_since.get_or_insert(now);
-        if self.status().mode == Some(Mode::Proxy) && !self.passed(Some(gone), self.settings.kube_proxy_sync) {
-            return Publish::Keep;
-        }
-        let mut private = self.observed.stale_private.clone();
-        if self.observed.private.is_some() {
-            private.push(elasti_api::names::private_service(&self.observed.elasti.spec.service));
-        }
-        if !private.is_empty() {
-            self.actions.push(Action::DeletePrivateServices(private));
-        }
-        self.actions.push(Action::RemoveFinalizer);
-        Publish::Remove
     }
 }
 

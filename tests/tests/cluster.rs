@@ -319,13 +319,18 @@ fn a_deleted_elasti_service_leaves_everything_as_it_was() {
     let (sandbox, target) = (Sandbox::new("deleted-es"), Target::nginx("web"));
     sandbox.target(&target);
     sandbox.sleep(&target);
-    kubectl(&["-n", &sandbox.namespace, "delete", "elastiservice", &target.name, "--timeout=60s"]);
+    let address = sandbox.cluster_address(&target, 80);
+    kubectl(&["-n", &sandbox.namespace, "delete", "elastiservice", &target.name, "--wait=false"]);
+    // Whoever comes meanwhile is held, forwarded, and left to the pods, in this order.
+    until("the ElastiService is gone", || {
+        assert!(from_host(address, HTTP, 4096).contains("nginx on web-"));
+        sandbox.elasti_service(&target).is_none().then_some(())
+    });
     let deployment = get(&sandbox.namespace, "deployment", &target.name).unwrap();
     assert_eq!(deployment["spec"]["replicas"], 1, "scaled back up");
     assert!(sandbox.slice(&target).is_none());
     let private = elasti_api::names::private_service(&target.name);
     assert!(get(&sandbox.namespace, "service", &private).is_none());
-    let address = sandbox.cluster_address(&target, 80);
     assert!(from_host(address, HTTP, 4096).contains("nginx on web-"));
 }
 

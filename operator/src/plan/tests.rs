@@ -11,11 +11,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::*;
 use crate::autoscaler::AutoscalerState;
 use crate::observed::{
-    Addressing, DrainingEndpoint, PodEndpoint, ServicePort, SourceFault, TargetObserved, TriggersObserved,
+    Addressing, DrainingEndpoint, PodEndpoint, ServicePort, SourceFault, TargetObserved, TargetState, TriggersObserved,
 };
 use crate::resolvers::{Ack, Identity, ResolverObserved, Traffic};
 
 mod autoscaler;
+mod deletion;
 mod draining;
 mod ending;
 mod orders;
@@ -611,34 +612,6 @@ fn a_target_that_somebody_scaled_to_zero_is_intercepted_at_once_and_redirected_b
         world.settle();
         assert_eq!(world.slices.len(), 1);
     }
-}
-
-#[test]
-fn deletion_wakes_the_target_waits_for_it_and_leaves_nothing() {
-    let mut world = World::asleep();
-    world.elasti.metadata.deletion_timestamp = Some(Time(world.now().timestamp));
-    let actions = world.settle();
-    assert!(scales_up(&actions));
-    assert!(!actions.contains(&Action::RemoveFinalizer), "clients are held until the target is ready");
-    world.ready = true;
-    world.settle();
-    assert!(world.slices.is_empty());
-    assert!(!world.plan().actions.contains(&Action::RemoveFinalizer), "kube-proxy may still send connections");
-    world.pass(SETTINGS.kube_proxy_sync);
-    let plan = world.plan();
-    assert!(plan.actions.contains(&Action::RemoveFinalizer));
-    assert_eq!(plan.publish, Publish::Remove);
-}
-
-#[test]
-fn deletion_does_not_wait_for_ever_for_a_target_that_never_starts() {
-    let mut world = World::asleep();
-    world.elasti.metadata.deletion_timestamp = Some(Time(world.now().timestamp));
-    world.settle();
-    world.pass(FINALIZE_PATIENCE);
-    world.settle();
-    world.pass(SETTINGS.kube_proxy_sync);
-    assert!(world.plan().actions.contains(&Action::RemoveFinalizer));
 }
 
 #[test]

@@ -41,16 +41,24 @@ impl Planner<'_> {
         let Some(autoscaler) = self.observed.autoscaler.found() else { return };
         let Some(target) = self.observed.target.found() else { return };
         let (at_zero, descends) = (target.spec_replicas == 0, self.memory.descent.is_some());
-        // Only before our first word about this ElastiService can the pause be one that KubeElasti has left behind.
-        let inherited = self.status().observed_generation.is_none();
         let wish = match &autoscaler.pause {
             Pause::Ours { by, .. } if by != self.observed.uid() => return,
             Pause::Ours { at_zero: false, .. } if at_zero => Wish::AtZero,
             Pause::Ours { .. } if !at_zero && !descends => Wish::Resume,
-            Pause::KubeElasti if inherited && at_zero => Wish::AtZero,
+            Pause::KubeElasti if self.inherits_pause() && at_zero => Wish::AtZero,
+            // Woken before this was seen.
+            Pause::KubeElasti if self.inherits_pause() => Wish::Resume,
             _ => return,
         };
         self.annotate(autoscaler.clone(), wish);
+    }
+
+    /// Whether KEDA is paused at zero and KubeElasti may have left that behind: only before our first word about this
+    /// ElastiService, which waits until the pause is ours or gone.
+    pub(super) fn inherits_pause(&self) -> bool {
+        let found = self.observed.autoscaler.found();
+        self.status().observed_generation.is_none()
+            && found.is_some_and(|autoscaler| autoscaler.pause == Pause::KubeElasti)
     }
 
     /// Lets KEDA scale again, if it was us who paused it.
@@ -58,7 +66,8 @@ impl Planner<'_> {
         let uid = self.observed.uid();
         let own = self.observed.autoscaler.found().filter(|autoscaler| match &autoscaler.pause {
             Pause::Ours { by, .. } => by == uid,
-            Pause::None | Pause::KubeElasti | Pause::User { .. } => false,
+            Pause::KubeElasti => self.inherits_pause(),
+            Pause::None | Pause::User { .. } => false,
         });
         for autoscaler in own.into_iter().chain(&self.observed.stale_pauses) {
             self.annotate(autoscaler.clone(), Wish::Resume);

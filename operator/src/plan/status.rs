@@ -37,7 +37,9 @@ impl Planner<'_> {
             wanted.last_reconciled_time = Some(Time(self.now.timestamp));
         }
         if self.leads() {
-            wanted.observed_generation = self.observed.elasti.metadata.generation;
+            if !self.inherits_pause() {
+                wanted.observed_generation = self.observed.elasti.metadata.generation;
+            }
             let lasting = self.lasting_faults();
             wanted.conditions = conditions::conditions(self.observed, mode, lasting, self.now.timestamp);
         }

@@ -204,3 +204,33 @@ fn a_pause_that_kubeelasti_has_left_is_taken_over_and_one_that_looks_like_it_is_
     assert_eq!(*world.pause(), Pause::None, "it scales again at the wake");
     assert_eq!(*sleeping(Some(1)).pause(), Pause::KubeElasti);
 }
+
+#[test]
+fn a_pause_that_kubeelasti_has_left_is_not_forgotten_though_its_target_is_woken_first_or_the_patch_fails() {
+    let inherited = |replicas| {
+        let mut world = World::serving();
+        world.scale(replicas);
+        world.ready = replicas > 0;
+        world.elasti.metadata.generation = Some(1);
+        world.elasti.spec.autoscaler = Some(AutoscalerRef { type_: "keda".into(), name: "web".into() });
+        world.autoscaler = AutoscalerState::Found(scaled_object("web", 1, Pause::KubeElasti));
+        world
+    };
+    let mut world = inherited(1);
+    world.settle();
+    assert_eq!(*world.pause(), Pause::None, "KEDA would scale it to zero again");
+
+    let mut world = inherited(0);
+    world.resolvers[0].traffic.held = 1;
+    for action in world.plan().actions {
+        if !matches!(action, Action::AnnotateAutoscaler { .. }) {
+            world.apply(&action);
+        }
+    }
+    assert_eq!(*world.pause(), Pause::KubeElasti);
+    world.ready = true;
+    world.resolvers[0].traffic.held = 0;
+    world.settle();
+    assert_eq!(*world.pause(), Pause::None);
+    assert_eq!(world.status().observed_generation, Some(1));
+}

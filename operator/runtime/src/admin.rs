@@ -7,7 +7,7 @@ use hyper::{Method, Request, StatusCode};
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{IntGaugeVec, Opts, Registry, TextEncoder};
 
-use crate::http::{Answer, text};
+use crate::http::{Answer, Peer, text};
 use crate::telemetry::{Level, Levels};
 
 /// What must be done before a program is ready, by name.
@@ -65,7 +65,8 @@ impl Routes {
         Ok(Self { registry, readiness, levels })
     }
 
-    /// Answers `/healthz`, `/readyz`, `/metrics` and `/logging`; 404 for other paths, 405 for other methods.
+    /// Answers `/healthz`, `/readyz`, `/metrics` and `/logging`; 404 for other paths, 405 for other methods, 403 to a stranger who
+    /// would change the level.
     pub fn answer<B>(&self, request: &Request<B>) -> Answer {
         let get = [Method::GET, Method::HEAD].contains(request.method());
         match request.uri().path() {
@@ -73,7 +74,15 @@ impl Routes {
             "/readyz" if get => self.readyz(),
             "/metrics" if get => self.metrics(),
             "/logging" if get => text(StatusCode::OK, self.levels.current()),
-            "/logging" if request.method() == Method::PUT => self.set_level(request.uri().query()),
+            "/logging" if request.method() == Method::PUT => {
+                // Whoever may, could keep what is done from being seen, or fill the node's disk.
+                if !request.extensions().get::<Peer>().is_some_and(|peer| peer.is_local()) {
+                    let cure =
+                        "the level is changed from the pod itself: kubectl port-forward to it, and ask localhost";
+                    return text(StatusCode::FORBIDDEN, cure);
+                }
+                self.set_level(request.uri().query())
+            }
             "/healthz" | "/readyz" | "/metrics" | "/logging" => {
                 text(StatusCode::METHOD_NOT_ALLOWED, "the method must be GET, or PUT on /logging")
             }
@@ -128,7 +137,12 @@ mod tests {
     }
 
     fn ask(routes: &Routes, method: Method, uri: &str) -> Answer {
-        routes.answer(&Request::builder().method(method).uri(uri).body(()).unwrap())
+        ask_from("127.0.0.1:1", routes, method, uri)
+    }
+
+    fn ask_from(peer: &str, routes: &Routes, method: Method, uri: &str) -> Answer {
+        let request = Request::builder().method(method).uri(uri).extension(Peer(peer.parse().unwrap()));
+        routes.answer(&request.body(()).unwrap())
     }
 
     #[tokio::test]
@@ -158,6 +172,16 @@ mod tests {
         assert_eq!(ask(&routes, Method::PUT, "/logging").status(), StatusCode::BAD_REQUEST);
         assert_eq!(ask(&routes, Method::PUT, "/logging?level=debug").status(), StatusCode::OK);
         assert_eq!(routes.levels.current(), "debug");
+    }
+
+    #[test]
+    fn the_level_is_changed_from_within_the_pod_alone() {
+        let (routes, _subscriber) = routes(&Readiness::default());
+        let ask = |peer| ask_from(peer, &routes, Method::PUT, "/logging?level=debug").status();
+        assert_eq!(ask("10.244.0.9:1"), StatusCode::FORBIDDEN);
+        assert_eq!(ask("[::ffff:10.244.0.9]:1"), StatusCode::FORBIDDEN);
+        assert_eq!(ask("[::ffff:127.0.0.1]:1"), StatusCode::OK);
+        assert_eq!(ask_from("10.244.0.9:1", &routes, Method::GET, "/logging").status(), StatusCode::OK);
     }
 
     #[tokio::test]

@@ -29,6 +29,17 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long requests in flight may take once the server is asked to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Who asks: an extension of each request.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+impl Peer {
+    /// Whether it is in this pod, or was let in by `kubectl port-forward`.
+    pub fn is_local(self) -> bool {
+        self.0.ip().to_canonical().is_loopback()
+    }
+}
+
 /// Pause after a failed accept: the cause, mostly too many open files, does not go away within microseconds.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -74,7 +85,7 @@ impl Server {
         let graceful = GracefulShutdown::new();
         while let Some(accepted) = shutdown.run_until_cancelled(self.listener.accept()).await {
             match accepted {
-                Ok((stream, _)) => spawn_connection(stream, handler.clone(), &graceful),
+                Ok((stream, peer)) => spawn_connection(stream, Peer(peer), handler.clone(), &graceful),
                 Err(error) => {
                     tracing::warn!(address = %self.address, %error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -87,12 +98,13 @@ impl Server {
     }
 }
 
-fn spawn_connection<H, F>(stream: TcpStream, handler: H, graceful: &GracefulShutdown)
+fn spawn_connection<H, F>(stream: TcpStream, peer: Peer, handler: H, graceful: &GracefulShutdown)
 where
     H: Fn(Request<Incoming>) -> F + Send + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
-    let service = service_fn(move |request| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
         let answer = handler(request);
         async move { Ok::<_, std::convert::Infallible>(answer.await) }
     });

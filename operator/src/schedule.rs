@@ -43,11 +43,12 @@ fn open(period: &EnabledPeriod, now: Timestamp) -> Result<bool, String> {
         format!("enabledPeriod: {zone:?} is not a time zone; write its IANA name, such as Europe/Berlin")
     })?;
     // A sixth field would be taken for the time zone.
-    let fields = cron.split_whitespace().count();
-    if fields != 5 {
-        return Err(format!("enabledPeriod.schedule {:?} has {fields} fields, not 5", period.schedule));
+    // KubeElasti's cron library takes `?` for `*`.
+    let fields: Vec<&str> = cron.split_whitespace().map(|field| if field == "?" { "*" } else { field }).collect();
+    if fields.len() != 5 {
+        return Err(format!("enabledPeriod.schedule {:?} has {} fields, not 5", period.schedule, fields.len()));
     }
-    let cron: cronexpr::Crontab = cronexpr::parse_crontab(&format!("{cron} {zone}"))
+    let cron: cronexpr::Crontab = cronexpr::parse_crontab(&format!("{} {zone}", fields.join(" ")))
         .map_err(|error| format!("enabledPeriod.schedule {:?} is not a cron expression: {error}", period.schedule))?;
     // A duration is a span of time, whatever clocks on walls do meanwhile.
     let start = now.checked_sub(lasts).map_err(|error| format!("enabledPeriod.duration: {error}"))?;
@@ -141,6 +142,11 @@ mod tests {
         for (at, closed) in [("00:29", true), ("00:45", false), ("01:15", true), ("01:45", false), ("02:45", true)] {
             assert_eq!(closed_in(zone, "30 2 * * *", "30m", &format!("2026-10-25T{at}:00Z")), closed, "{at}");
         }
+    }
+
+    #[test]
+    fn a_question_mark_is_an_asterisk_as_in_kubeelasti() {
+        open_between(None, "0 20 ? * 1-5", "1h", "2026-01-02T20:00:00Z", "2026-01-02T21:00:00Z");
     }
 
     #[test]

@@ -70,6 +70,9 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Descriptors, Self::Memory, Self::Conntrack, Self::Share];
+
     /// The spelling in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -189,7 +192,7 @@ impl Capacity {
     }
 
     fn tell(&self, refusal: Refusal) {
-        self.0.metrics.refused(refusal.as_str()).inc();
+        self.0.metrics.refused(refusal).inc();
         let mut logged = self.0.logged.lock().unwrap_or_else(PoisonError::into_inner);
         if logged.is_none_or(|logged| logged.elapsed() > QUIET) {
             *logged = Some(Instant::now());

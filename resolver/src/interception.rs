@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use elasti_api::message::{Mode, ServiceState};
 
 use crate::draining::Draining;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Repair};
 
 /// From what clients dial to where they are sent.
 pub type Entries = HashMap<SocketAddr, SocketAddr>;
@@ -106,7 +106,7 @@ impl Interception {
         match result {
             Ok(true) if was.is_none() && changes.is_empty() => {
                 tracing::warn!("the map of redirected addresses was changed by somebody else, and is repaired");
-                self.metrics.repairs("map").inc();
+                self.metrics.repairs(Repair::Map).inc();
             }
             Ok(_) => {}
             Err(error) => {
@@ -146,7 +146,7 @@ impl Interception {
             Ok(false) => {}
             Ok(true) => {
                 tracing::warn!("the eBPF programs were detached by somebody else, and are attached again");
-                self.metrics.repairs("programs").inc();
+                self.metrics.repairs(Repair::Programs).inc();
             }
             Err(error) => {
                 if was.as_ref() != Some(&error) {

@@ -8,6 +8,7 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+use crate::capacity::Refusal;
 use crate::hold::Closed;
 use crate::wake::Timeline;
 
@@ -29,6 +30,15 @@ const STATUSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// Spellings of [`ServiceMetrics::switched`].
 const SWITCHES: [&str; 2] = ["enabled", "disabled"];
+
+/// What was found changed by somebody else, and made right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// The map of redirected addresses.
+    Map,
+    /// The attachment of the programs.
+    Programs,
+}
 
 /// All metrics; clones are the same metrics.
 #[derive(Clone, Debug)]
@@ -157,6 +167,7 @@ impl Metrics {
             )?,
         }));
         metrics.collectors().into_iter().try_for_each(|collector| registry.register(collector))?;
+        metrics.begin_at_zero();
         Ok(metrics)
     }
 
@@ -188,14 +199,28 @@ impl Metrics {
         ]
     }
 
-    /// Repairs of the `map` of redirected addresses, or of the attachment of `programs`.
-    pub fn repairs(&self, what: &str) -> IntCounter {
+    /// Series that alerts watch are there from the beginning: an increase is seen only between two samples.
+    fn begin_at_zero(&self) {
+        for what in [Repair::Map, Repair::Programs] {
+            self.repairs(what);
+        }
+        for reason in Refusal::ALL {
+            self.refused(reason);
+        }
+    }
+
+    /// Repairs of what redirects.
+    pub fn repairs(&self, what: Repair) -> IntCounter {
+        let what = match what {
+            Repair::Map => "map",
+            Repair::Programs => "programs",
+        };
         self.repairs.with_label_values(&[what])
     }
 
     /// Connections refused for this reason.
-    pub fn refused(&self, reason: &str) -> IntCounter {
-        self.refused.with_label_values(&[reason])
+    pub fn refused(&self, reason: Refusal) -> IntCounter {
+        self.refused.with_label_values(&[reason.as_str()])
     }
 
     /// Names the node that this resolver is on.

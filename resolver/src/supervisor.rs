@@ -21,7 +21,7 @@ use crate::draining::Named;
 use crate::fallback::{self, Patience, Phase};
 use crate::interception::{self, Changes, Interception};
 use crate::listeners::Listeners;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Repair};
 use crate::readiness::Asker;
 use crate::report::{Ack, Board};
 use crate::standby::{Common, Standby};
@@ -226,7 +226,7 @@ impl Supervisor {
                     Ok(true) => {
                         self.lapse = None;
                         tracing::warn!("what follows connections was detached by somebody else, and is attached again");
-                        self.parts.metrics.repairs("programs").inc();
+                        self.parts.metrics.repairs(Repair::Programs).inc();
                         self.tracker.lapsed(now);
                     }
                     Err(error) => {

@@ -65,6 +65,8 @@ pub const PERMISSIONS: &[Permission] = &[
     // controller::apply: the private Service and the resolvers' slices.
     watched("", "services", &["create", "patch", "delete"]),
     watched("discovery.k8s.io", "endpointslices", &["create", "patch", "delete"]),
+    // The same: OpenShift asks for this of whoever writes a slice with addresses of pods.
+    watched("discovery.k8s.io", "endpointslices/restricted", &["create"]),
     // target: wake and sleep.
     watched("apps", "deployments/scale", &["get", "patch"]),
     watched("apps", "statefulsets/scale", &["get", "patch"]),

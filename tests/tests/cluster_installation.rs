@@ -175,7 +175,9 @@ fn operator_service() -> SocketAddr {
     apply(&json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": OPERATOR_SERVICE, "namespace": NAMESPACE},
         "spec": {
-            "selector": {"control-plane": "controller-manager"},
+            "selector": {
+                "control-plane": "controller-manager", "app.kubernetes.io/name": "elasti", "app.kubernetes.io/instance": "elasti",
+            },
             "ports": [{"name": "custom-port", "port": 8013, "targetPort": 8013}],
         },
     }));

@@ -15,10 +15,9 @@ use std::time::{Duration, Instant};
 use http::header::CONNECTION;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::{Body as _, Incoming};
-use hyper::server::conn::{http1, http2};
 use hyper::service::{Service as _, service_fn};
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncWriteExt, Interest, copy_bidirectional};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -43,6 +42,7 @@ use upstream::{Reuse, Upstream};
 
 pub mod answer;
 pub mod body;
+pub mod bounds;
 pub mod goaway;
 pub mod headers;
 pub mod inbox;
@@ -161,7 +161,7 @@ pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Option<Reached>, 
                 first.cancel();
                 service.call(request)
             });
-            let mut connection = pin!(http2::Builder::new(TokioExecutor::new()).serve_connection(io, service));
+            let mut connection = pin!(bounds::http2_server().serve_connection(io, service));
             let handed_over = async {
                 tokio::select! {
                     _ = views.wait_for(|view| view.direct) => {}
@@ -182,7 +182,7 @@ pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Option<Reached>, 
             }
             connection.await
         } else {
-            let connection = http1::Builder::new()
+            let connection = bounds::http1_server()
                 .preserve_header_case(true)
                 .auto_date_header(false)
                 .serve_connection(io, service)
@@ -248,14 +248,14 @@ pub async fn refuse(spoken: Spoken, stream: TcpStream, service: &Service, reason
     });
     let refused = async {
         if spoken == Spoken::Http2 {
-            let mut connection = pin!(http2::Builder::new(TokioExecutor::new()).serve_connection(io, answer));
+            let mut connection = pin!(bounds::http2_server().serve_connection(io, answer));
             tokio::select! {
                 _ = &mut connection => return,
                 () = sleep(REFUSAL_STREAMS) => connection.as_mut().graceful_shutdown(),
             }
             drop(connection.await);
         } else {
-            drop(http1::Builder::new().keep_alive(false).serve_connection(io, answer).await);
+            drop(bounds::http1_server().keep_alive(false).serve_connection(io, answer).await);
         }
     };
     // A client that is slower than this is reset.

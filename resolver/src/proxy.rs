@@ -13,16 +13,15 @@ use elasti_api::message::Protocol;
 use http::header::{CONTENT_TYPE, HOST, HeaderName};
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::capacity::Share;
 use crate::connection::{self, Client, Context};
 use crate::forward;
 use crate::http::body::Body;
-use crate::http::{Requests, Session};
+use crate::http::{Requests, Session, bounds};
 use crate::metrics::Metrics;
 use crate::protocol::Spoken;
 use crate::report::Board;
@@ -93,7 +92,7 @@ impl Proxy {
         let service = service_fn(move |request| Arc::clone(&visit).answer(request));
         let io = TokioIo::new(stream);
         let ended = if spoken == Spoken::Http2 {
-            let mut connection = pin!(http2::Builder::new(TokioExecutor::new()).serve_connection(io, service));
+            let mut connection = pin!(bounds::http2_server().serve_connection(io, service));
             tokio::select! {
                 ended = &mut connection => ended,
                 () = leaving.cancelled() => {
@@ -102,7 +101,7 @@ impl Proxy {
                 }
             }
         } else {
-            let connection = http1::Builder::new()
+            let connection = bounds::http1_server()
                 .preserve_header_case(true)
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)

@@ -12,9 +12,10 @@ use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use super::bounds;
 use super::io::poll_send;
 use super::link::{Link, told};
 use crate::forward::{Connect, Dialer};
@@ -49,12 +50,12 @@ impl Upstream {
     ) -> hyper::Result<Self> {
         let io = TargetIo { stream: TokioIo::new(stream), refuses: false };
         let sender = if spoken == Spoken::Http2 {
-            let (sender, connection) = http2::Builder::new(TokioExecutor::new()).handshake(io).await?;
+            let (sender, connection) = bounds::http2_client().handshake(io).await?;
             tokio::spawn(async move { told(connection.await) });
             Sender::Http2(sender)
         } else {
             // A target is believed: what its clients would take from it directly, they get.
-            let (sender, connection) = http1::Builder::new()
+            let (sender, connection) = bounds::http1_client()
                 .preserve_header_case(true)
                 .allow_spaces_after_header_name_in_responses(true)
                 .allow_obsolete_multiline_headers_in_responses(true)

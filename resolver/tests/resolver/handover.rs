@@ -16,7 +16,7 @@ use crate::world::{World, dial, free_port, soon, state};
 
 /// Types of frames, RFC 9113, section 6.
 const HEADERS: u8 = 1;
-const SETTINGS: u8 = 4;
+pub(crate) const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const ACK: u8 = 1;
@@ -27,31 +27,31 @@ const REQUEST: [u8; 6] = [0x82, 0x86, 0x84, 0x41, 1, b'a'];
 /// `:status 200` in HPACK.
 const OK: u8 = 0x88;
 
-struct Frame {
-    kind: u8,
+pub(crate) struct Frame {
+    pub(crate) kind: u8,
     flags: u8,
-    stream: u32,
-    payload: Vec<u8>,
+    pub(crate) stream: u32,
+    pub(crate) payload: Vec<u8>,
 }
 
-/// A client that does nothing by itself.
-struct Raw(TcpStream);
+/// A client, or a target, that does nothing by itself.
+pub(crate) struct Raw(pub(crate) TcpStream);
 
 impl Raw {
-    async fn connect(port: u16) -> Self {
+    pub(crate) async fn connect(port: u16) -> Self {
         let mut raw = Self(dial(port).await);
         raw.0.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
         raw.write(SETTINGS, 0, 0, &[]).await;
         raw
     }
 
-    async fn write(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+    pub(crate) async fn write(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
         let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
         let frame = [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat();
         self.0.write_all(&frame).await.unwrap();
     }
 
-    async fn read(&mut self) -> Frame {
+    pub(crate) async fn read(&mut self) -> Frame {
         let mut header = [0; 9];
         soon(self.0.read_exact(&mut header)).await.unwrap();
         let [high, middle, low, kind, flags, stream @ ..] = header;
@@ -61,7 +61,7 @@ impl Raw {
     }
 
     /// The next frame of a kind. PINGs of the other side are answered at once.
-    async fn next(&mut self, kind: u8) -> Frame {
+    pub(crate) async fn next(&mut self, kind: u8) -> Frame {
         loop {
             let frame = self.read().await;
             if frame.kind == kind {

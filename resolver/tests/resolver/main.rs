@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a failed step fails the test")]
 
 mod backend;
+mod bounds;
 mod connections;
 mod forwarding;
 mod handover;

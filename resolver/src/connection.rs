@@ -31,7 +31,7 @@ use crate::service::Service;
 const REFUSAL_PATIENCE: Duration = Duration::from_millis(100);
 
 /// How long clients that have not said anything are kept when the resolver is leaving: connected anew, they lose nothing.
-const LEAVE_SILENT: Duration = Duration::from_secs(5);
+pub(crate) const LEAVE_SILENT: Duration = Duration::from_secs(5);
 
 /// Clients that are refused in the words of their protocol at once, over all Services; others are reset. Fewer than
 /// [`crate::capacity`] leaves open files for, since it refuses when these run out.

@@ -16,9 +16,11 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use crate::capacity::Share;
-use crate::connection::{self, Client, Context};
+use crate::connection::{self, Client, Context, LEAVE_SILENT};
 use crate::forward;
 use crate::http::body::Body;
 use crate::http::{Requests, Session, bounds};
@@ -29,7 +31,7 @@ use crate::service::Service;
 
 pub mod host;
 
-/// How long a client may take for one head, and be silent between two requests.
+/// How long a client may take for one head, and be silent before a request.
 const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Pause after a failed accept: the want behind it does not go away within microseconds.
@@ -62,7 +64,7 @@ impl Proxy {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "the proxy port cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
@@ -83,11 +85,10 @@ impl Proxy {
         let (Ok(address), Ok(destination)) = (stream.peer_addr(), stream.local_addr()) else { return };
         let client =
             Client { address: connection::canonical(address), destination: connection::canonical(destination) };
-        let Ok(Some(spoken @ (Spoken::Http1 | Spoken::Http2))) = connection::shown(&stream, Protocol::Http).await
-        else {
+        let leaving = self.context.leaving.clone();
+        let Some(spoken @ (Spoken::Http1 | Spoken::Http2)) = first_word(&stream, &leaving).await else {
             return forward::reset(&stream);
         };
-        let leaving = self.context.leaving.clone();
         let visit = Arc::new(Visit { proxy: self, client, spoken, requests: Mutex::default() });
         let service = service_fn(move |request| Arc::clone(&visit).answer(request));
         let io = TokioIo::new(stream);
@@ -159,6 +160,20 @@ impl Proxy {
     }
 }
 
+/// What a client speaks, unless it says nothing for too long.
+async fn first_word(stream: &TcpStream, leaving: &CancellationToken) -> Option<Spoken> {
+    let left = async {
+        leaving.cancelled().await;
+        sleep(LEAVE_SILENT).await;
+    };
+    tokio::select! {
+        biased;
+        shown = connection::shown(stream, Protocol::Http) => shown.ok().flatten(),
+        () = left => None,
+        () = sleep(HEAD_TIMEOUT) => None,
+    }
+}
+
 /// One connection of a client, whose requests may be for several Services.
 struct Visit {
     proxy: Arc<Proxy>,
@@ -196,4 +211,24 @@ fn refuse(why: &str) -> Response<Body> {
     *response.status_mut() = StatusCode::NOT_FOUND;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_says_nothing_is_given_up_and_sooner_when_the_resolver_leaves() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let leaving = CancellationToken::new();
+        for most in [HEAD_TIMEOUT, LEAVE_SILENT] {
+            let begun = Instant::now();
+            assert_eq!(timeout(most * 2, first_word(&client, &leaving)).await, Ok(None));
+            assert!(begun.elapsed() >= most);
+            leaving.cancel();
+        }
+    }
 }

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 use crate::backend::backend;
 use crate::http::{head, response};
-use crate::world::{World, free_port, state};
+use crate::world::{World, free_port, is_reset, soon, state};
 
 /// A target that answers every request with `body`, of six bytes.
 async fn target(body: &'static str) -> SocketAddr {
@@ -77,4 +77,16 @@ async fn each_request_of_a_connection_goes_where_it_says_and_to_no_foreign_host(
         let (head, body) = ask(&mut client, host, "").await;
         assert!(head.starts_with("HTTP/1.1 404") && body.contains(cause), "{host}: {head}{body}");
     }
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_keeps_no_resolver_from_leaving() {
+    let mut world = World::new(vec![]).await;
+    let mut silent = TcpStream::connect(world.proxied).await.unwrap();
+    // Accepted in turn.
+    let (head, _) = ask(&mut TcpStream::connect(world.proxied).await.unwrap(), "a.shop", "").await;
+    assert!(head.starts_with("HTTP/1.1 404"), "{head}");
+    world.shutdown.cancel();
+    is_reset(&mut silent).await;
+    soon(&mut world.resolver).await.unwrap();
 }

@@ -71,8 +71,8 @@ pub enum LoadError {
     },
     /// The kernel does not take the programs. The verifier's log, if it was asked, is part of the cause.
     #[error(
-        "the kernel does not take the eBPF programs (it must be 5.8 or later, and the container needs the capabilities \
-         BPF and NET_ADMIN): {0}"
+        "the kernel does not take the eBPF programs (it must be 5.11 or later, and the container needs the capabilities BPF and \
+         NET_ADMIN; from 5.8 on it does with an unlimited RLIMIT_MEMLOCK): {0}"
     )]
     Kernel(String),
 }

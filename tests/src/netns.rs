@@ -62,6 +62,11 @@ impl Host {
         self.start("", &["serve", name])
     }
 
+    /// The same on this port.
+    pub fn serve_at(&mut self, name: &str, port: u16) {
+        self.start("", &["serve", name, &port.to_string()]);
+    }
+
     /// Starts a server in a cgroup below the host's own that takes whatever it gets and never says anything.
     pub fn keep(&mut self, cgroup: &str) -> u16 {
         self.start(cgroup, &["keep"])

@@ -139,6 +139,20 @@ async fn kubelet_resolvers_and_ignored_sources_do_not_count_and_a_pod_that_calls
     assert_eq!(it.seen().opened, 3);
 }
 
+/// A client outside of pods shares its address with kubelet, and may get the port of a probe that nobody answered.
+#[tokio::test]
+async fn a_client_with_the_port_of_a_dial_that_was_refused_counts() {
+    const PORT: u16 = 8080;
+    const FROM: &str = "40000";
+    let mut it = Followed::of(Host::new("refused"), PORT, None);
+    let address = it.addresses[0].to_string();
+    let refused = it.host.connect(&["--from", FROM, "--mark", &OWN_MARK.to_string(), &address]);
+    assert!(refused.contains("refused"), "{refused}");
+    it.host.serve_at("pod", PORT);
+    assert_eq!(it.host.connect(&["--from", FROM, &address]), format!("{address} pod"));
+    assert_eq!(it.seen().opened, 1);
+}
+
 #[tokio::test]
 async fn other_addresses_are_left_alone_and_one_that_is_followed_no_more_too() {
     let mut it = Followed::new("others");

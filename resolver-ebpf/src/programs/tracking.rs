@@ -126,13 +126,16 @@ fn dials(ops: *const bpf_sock_ops) -> Option<()> {
     if sk.is_null() {
         return None;
     }
-    // SAFETY: as above.
-    if unsafe { (*sk).mark } != OWN_MARK && storage(&raw const PROBERS, sk, 0, null_mut::<u32>()).is_null() {
-        return None;
-    }
     // SAFETY: only whether there is an element is asked.
     unsafe { TRACKED.get(&server) }?;
-    IGNORED.insert(Pair { client, server }, 1, 0).ok()
+    let pair = Pair { client, server };
+    // SAFETY: as above.
+    if unsafe { (*sk).mark } != OWN_MARK && storage(&raw const PROBERS, sk, 0, null_mut::<u32>()).is_null() {
+        // One that does not count may have dialled with this port before, and not been answered.
+        let _gone = IGNORED.remove(&pair);
+        return None;
+    }
+    IGNORED.insert(pair, 1, 0).ok()
 }
 
 /// A connection to a server on this node is open.

@@ -2,7 +2,7 @@
 #![allow(clippy::print_stdout, reason = "its output is its purpose")]
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -16,7 +16,12 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Parser)]
 enum Probe {
     /// Listens on every address, prints the port, greets every connection
-    Serve { name: String },
+    Serve {
+        name: String,
+        /// Any port that is free
+        #[arg(default_value_t = 0)]
+        port: u16,
+    },
     /// Listens on every address, prints the port, and keeps every connection without a word
     Keep,
     /// Connects, and sends each line that it reads; ends with its input
@@ -31,6 +36,9 @@ enum Probe {
         /// Mark the socket first
         #[arg(long, default_value_t = 0)]
         mark: u32,
+        /// The client's own port; 0 is any
+        #[arg(long, default_value_t = 0)]
+        from: u16,
         /// Connect a UDP socket
         #[arg(long)]
         udp: bool,
@@ -42,11 +50,11 @@ enum Probe {
 
 fn main() -> Result<()> {
     match Probe::parse() {
-        Probe::Serve { name } => serve(&name),
+        Probe::Serve { name, port } => serve(&name, port),
         Probe::Keep => keep(),
         Probe::Talk { address } => talk(address),
-        Probe::Connect { addresses, mapped, mark, udp } => {
-            match connect(&addresses, mapped, mark, udp) {
+        Probe::Connect { addresses, mapped, mark, from, udp } => {
+            match connect(&addresses, mapped, mark, from, udp) {
                 Ok(seen) => println!("{seen}"),
                 Err(error) => println!("error {error}"),
             }
@@ -56,8 +64,8 @@ fn main() -> Result<()> {
     }
 }
 
-fn serve(name: &str) -> Result<()> {
-    let listener = std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0))?;
+fn serve(name: &str, port: u16) -> Result<()> {
+    let listener = std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?;
     println!("{}", listener.local_addr()?.port());
     for stream in listener.incoming() {
         stream?.write_all(name.as_bytes())?;
@@ -85,7 +93,7 @@ fn talk(address: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-fn connect(addresses: &[SocketAddr], mapped: bool, mark: u32, udp: bool) -> Result<String> {
+fn connect(addresses: &[SocketAddr], mapped: bool, mark: u32, from: u16, udp: bool) -> Result<String> {
     let mut seen = String::new();
     let six = mapped || addresses.iter().any(SocketAddr::is_ipv6);
     let domain = if six { Domain::IPV6 } else { Domain::IPV4 };
@@ -94,6 +102,10 @@ fn connect(addresses: &[SocketAddr], mapped: bool, mark: u32, udp: bool) -> Resu
     socket.set_read_timeout(Some(TIMEOUT))?;
     if mark != 0 {
         socket.set_mark(mark)?;
+    }
+    if from != 0 {
+        let any: IpAddr = if six { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        socket.bind(&SocketAddr::new(any, from).into())?;
     }
     for (number, address) in addresses.iter().enumerate() {
         if number > 0 {

@@ -2,6 +2,7 @@
 //! were read from a client are never sent twice: dials are retried, copies are not.
 
 mod pipe;
+mod ports;
 mod pump;
 
 use std::io;
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::pipe::Pipes;
 use self::pump::Pump;
+use crate::capacity::exhausted;
 
 /// Silence after which a peer is asked whether it still lives.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(30);
@@ -62,15 +64,15 @@ impl Connect for Dialer {
 impl Dialer {
     /// Connects to `address` and sends `header`, a PROXY protocol header or nothing.
     pub async fn connect(&self, address: SocketAddr, header: &[u8], within: Duration) -> io::Result<TcpStream> {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_nodelay(true)?;
-        SockRef::from(&socket).set_tcp_keepalive(&keepalive())?;
-        // Without the mark it still works: what is dialled here is never redirected, only clients' addresses are.
-        if let Some(Err(error)) = self.mark.map(|mark| mark(&socket)) {
-            tracing::debug!(%error, "cannot mark a socket");
-        }
+        let socket = self.socket(address)?;
         timeout(within, async {
-            let mut stream = socket.connect(address).await?;
+            let mut stream = match socket.connect(address).await {
+                // Boxed: what is held has no use for the room.
+                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                    Box::pin(ports::connect(|| self.socket(address), address, error)).await?
+                }
+                connected => connected?,
+            };
             if !header.is_empty() {
                 stream.write_all(header).await?;
             }
@@ -78,6 +80,24 @@ impl Dialer {
         })
         .await?
     }
+
+    fn socket(self, address: SocketAddr) -> io::Result<TcpSocket> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_nodelay(true)?;
+        // Lets its port serve again once it is closed; see `ports`.
+        socket.set_reuseaddr(true)?;
+        SockRef::from(&socket).set_tcp_keepalive(&keepalive())?;
+        // Without the mark it still works: what is dialled here is never redirected, only clients' addresses are.
+        if let Some(Err(error)) = self.mark.map(|mark| mark(&socket)) {
+            tracing::debug!(%error, "cannot mark a socket");
+        }
+        Ok(socket)
+    }
+}
+
+/// Whether a dial failed for want of something of our own, which says nothing of the target.
+pub fn is_ours(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable || exhausted(error)
 }
 
 /// Copies both ways until both sides have closed; each side's half-close is passed on. When a side breaks, or at

@@ -17,7 +17,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::balance::{Load, Place};
 use crate::connection::Client;
-use crate::forward::{Connect, Dialer};
+use crate::forward::{Connect, Dialer, is_ours};
 use crate::ports::PortView;
 use crate::service::{Service, View};
 
@@ -251,7 +251,11 @@ async fn round<C: Connect>(
             Ok(target) => return Some(Reached { target, place }),
             Err(error) => {
                 tracing::debug!(%backend, %error, "dial failed");
-                place.failed();
+                if is_ours(&error) {
+                    drop(place);
+                } else {
+                    place.failed();
+                }
                 untried.retain(|address| *address != backend);
             }
         }

@@ -93,6 +93,18 @@ impl Host {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
+    /// Sets a parameter of its network.
+    pub fn set(&self, parameter: &str, value: &str) {
+        run(self.inside("sysctl").arg("-w").arg(format!("{parameter}={value}")));
+    }
+
+    /// Has the resolver's dialer open this many connections, one after the other, each of which it is the first to close; returns
+    /// how many it opened, or the error.
+    pub fn dial(&self, address: SocketAddr, count: u32) -> String {
+        let output = self.inside(probe()).arg("dial").arg(address.to_string()).arg(count.to_string()).output();
+        String::from_utf8_lossy(&output.expect("cannot start a client").stdout).trim().to_owned()
+    }
+
     /// Connects to both addresses, the second time with a socket whose note displaces that of the first; returns the peers that
     /// both sockets name after that.
     pub fn displace(&self, first: &str, second: &str) -> String {

@@ -36,6 +36,8 @@ enum Health {
     Up,
     Refuses,
     Silent,
+    /// It is up, and the resolver has no port for it.
+    NoPort,
 }
 
 #[derive(Clone, Debug)]
@@ -91,6 +93,7 @@ impl Connect for Backends {
                 Ok(())
             }
             Health::Refuses => Err(io::ErrorKind::ConnectionRefused.into()),
+            Health::NoPort => Err(io::ErrorKind::AddrNotAvailable.into()),
             Health::Silent => Ok(timeout(within, std::future::pending()).await?),
         }
     }
@@ -366,6 +369,21 @@ fn a_backend_that_refused_once_is_tried_again_while_the_others_are_full() {
             Event::Pass(6_000),
         ],
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_only_we_have_no_port_for_does_not_count_as_failed() {
+    for (health, next) in [(Health::NoPort, 0), (Health::Refuses, 1)] {
+        let mut world = World::new(None);
+        world.happen(&Event::Health(0, health)).await;
+        world.happen(&Event::View(vec![0])).await;
+        world.happen(&Event::Arrive).await;
+        world.happen(&Event::Pass(1)).await;
+        let load = world.service.load();
+        let _other = load.take(&[address(1)], None);
+        let place = load.take(&[address(0), address(1)], None);
+        assert_eq!(place.map(|place| place.backend()), Some(address(next)), "{health:?}");
+    }
 }
 
 /// How many of 300 that are held are let go at the instant their target is ready, and after that without an end of any.

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
+use elasti_resolver::forward::Dialer;
 use resolver_ebpf::{NOTES_LEN, Note};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Longer than any local connection takes, shorter than a test's patience.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -43,6 +45,8 @@ enum Probe {
         #[arg(long)]
         udp: bool,
     },
+    /// Opens connections one after the other as the resolver does, is the first to close each, and prints how many there were
+    Dial { address: SocketAddr, count: u32 },
     /// Connects to the first address, then makes sockets until the note of one would be where that of the first is, connects it
     /// to the second address, and prints the peers that both name
     Displace { first: SocketAddr, second: SocketAddr },
@@ -56,6 +60,13 @@ fn main() -> Result<()> {
         Probe::Connect { addresses, mapped, mark, from, udp } => {
             match connect(&addresses, mapped, mark, from, udp) {
                 Ok(seen) => println!("{seen}"),
+                Err(error) => println!("error {error}"),
+            }
+            Ok(())
+        }
+        Probe::Dial { address, count } => {
+            match dial(address, count) {
+                Ok(()) => println!("{count}"),
                 Err(error) => println!("error {error}"),
             }
             Ok(())
@@ -125,6 +136,16 @@ fn connect(addresses: &[SocketAddr], mapped: bool, mark: u32, from: u16, udp: bo
         format!("{peer} {greeting}").trim().clone_into(&mut seen);
     }
     Ok(seen)
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn dial(address: SocketAddr, count: u32) -> Result<()> {
+    for _ in 0..count {
+        let mut stream = Dialer::default().connect(address, &[], TIMEOUT).await?;
+        stream.shutdown().await?;
+        stream.read_to_end(&mut Vec::new()).await?;
+    }
+    Ok(())
 }
 
 /// Laps around the notes: the numbers of one may have gone to another CPU.

@@ -29,8 +29,11 @@ pub trait Redirect: Send {
     /// says why nothing is redirected now.
     fn reattach(&mut self) -> Result<bool, String>;
 
-    /// The same for addresses of pods that are about to end. These are redirected for callers in pods only, so that kubelet's
-    /// probes are left alone, and not for the pods that are about to end.
+    /// Connections that would have been redirected so far, but were left alone because this process was stuck. Never falls.
+    fn passed(&self) -> u64;
+
+    /// The same as [`Redirect::sync`] for addresses of pods that are about to end. These are redirected for callers in pods only, so
+    /// that kubelet's probes are left alone, and not for the pods that are about to end.
     fn sync_draining(&mut self, draining: &Draining) -> Result<(), String>;
 }
 
@@ -138,9 +141,16 @@ impl Interception {
         self.draining = draining;
     }
 
-    /// Sees to it that the programs are still attached. Returns whether anything is another way than before.
+    /// Sees to it that the programs are still attached, and counts what passed them. Returns whether anything is another way than
+    /// before.
     pub fn check(&mut self) -> bool {
         let Some(redirect) = &mut self.redirect else { return false };
+        let counted = &self.metrics.redirect_passed;
+        let passed = redirect.passed().saturating_sub(counted.get());
+        if passed > 0 {
+            tracing::warn!(passed, "connections passed that should have been redirected: the resolver was stuck");
+            counted.inc_by(passed);
+        }
         let was = self.detached.take();
         match redirect.reattach() {
             Ok(false) => {}
@@ -194,7 +204,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     #[derive(Default, Clone)]
-    struct Fake(Arc<Mutex<(u32, bool)>>);
+    struct Fake(Arc<Mutex<(u32, bool, u64)>>);
 
     impl Redirect for Fake {
         fn change(&mut self, _changes: &Changes) -> Result<(), String> {
@@ -209,6 +219,10 @@ mod tests {
 
         fn reattach(&mut self) -> Result<bool, String> {
             if self.0.lock().unwrap().1 { Err("no such cgroup".into()) } else { Ok(false) }
+        }
+
+        fn passed(&self) -> u64 {
+            self.0.lock().unwrap().2
         }
 
         fn sync_draining(&mut self, _draining: &Draining) -> Result<(), String> {
@@ -291,6 +305,17 @@ mod tests {
         fake.0.lock().unwrap().1 = false;
         assert!(interception.check(), "news again");
         assert_eq!((interception.error(), interception.covers(&entries())), (None, true));
+    }
+
+    #[test]
+    fn connections_that_passed_a_stuck_resolver_are_counted_once() {
+        let (fake, metrics) = (Fake::default(), Metrics::new(&Registry::new()).unwrap());
+        let mut interception = Interception::new(Some(Box::new(fake.clone())), metrics.clone());
+        for passed in [0, 3, 3, 5] {
+            fake.0.lock().unwrap().2 = passed;
+            assert!(!interception.check(), "no news for operators");
+            assert_eq!(metrics.redirect_passed.get(), passed);
+        }
     }
 
     #[test]

@@ -78,6 +78,8 @@ pub struct Series {
     pub redirect_enabled: IntGauge,
     /// Entries in the redirect map.
     pub redirect_entries: IntGauge,
+    /// Connections that were not redirected because the resolver was stuck.
+    pub redirect_passed: IntCounter,
     /// Streams to operator replicas that are up.
     pub streams: IntGauge,
     /// Messages of a protocol version that this build does not know.
@@ -160,6 +162,10 @@ impl Metrics {
             )?,
             redirect_enabled: IntGauge::new(name("redirect_enabled"), "1 while eBPF redirects connections here.")?,
             redirect_entries: IntGauge::new(name("redirect_entries"), "Addresses that are redirected.")?,
+            redirect_passed: IntCounter::new(
+                name("redirect_passed_total"),
+                "Connections that were not redirected because the resolver was stuck.",
+            )?,
             streams: IntGauge::new(name("operator_streams"), "Streams to operator replicas that are up.")?,
             newer_messages: IntCounter::new(
                 name("newer_version_messages_total"),
@@ -171,7 +177,7 @@ impl Metrics {
         Ok(metrics)
     }
 
-    fn collectors(&self) -> [Box<dyn Collector>; 23] {
+    fn collectors(&self) -> [Box<dyn Collector>; 24] {
         [
             Box::new(self.held.clone()),
             Box::new(self.forwarding.clone()),
@@ -194,6 +200,7 @@ impl Metrics {
             Box::new(self.questions.clone()),
             Box::new(self.redirect_enabled.clone()),
             Box::new(self.redirect_entries.clone()),
+            Box::new(self.redirect_passed.clone()),
             Box::new(self.streams.clone()),
             Box::new(self.newer_messages.clone()),
         ]

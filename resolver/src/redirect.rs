@@ -264,6 +264,10 @@ impl Redirect for Redirector {
         Ok(())
     }
 
+    fn passed(&self) -> u64 {
+        self.counter(Counter::Stale)
+    }
+
     fn reattach(&mut self) -> Result<bool, String> {
         for link in &mut self.links {
             link.take_if(|link| !link.is_attached());

@@ -43,6 +43,10 @@ impl Redirect for Fake {
         Ok(false)
     }
 
+    fn passed(&self) -> u64 {
+        0
+    }
+
     fn sync_draining(&mut self, draining: &Draining) -> Result<(), String> {
         self.1.send_replace(draining.clone());
         Ok(())

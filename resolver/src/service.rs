@@ -132,11 +132,6 @@ impl Service {
         }
     }
 
-    /// Whether this is its namespace and name.
-    pub fn is(&self, namespace: &str, name: &str) -> bool {
-        self.namespace == namespace && self.name == name
-    }
-
     /// The metrics of this Service. Their series are made with the first connection: on most nodes most Services never see one,
     /// and series are most of what a Service costs.
     pub fn metrics(&self) -> &ServiceMetrics {

@@ -20,7 +20,6 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncWriteExt, Interest, copy_bidirectional};
 use tokio::net::TcpStream;
-use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +35,7 @@ use goaway::{Ask, GoAway};
 use headers::Introduction;
 use inbox::Inbox;
 use io::ClientIo;
+use kept::Kept;
 use link::{Link, Motion};
 use reservation::Reservation;
 use upstream::{Reuse, Upstream};
@@ -47,6 +47,7 @@ pub mod goaway;
 pub mod headers;
 pub mod inbox;
 pub mod io;
+pub mod kept;
 pub mod link;
 pub mod probe;
 pub mod reservation;
@@ -93,7 +94,7 @@ struct Exchange {
     introduction: Introduction,
     spoken: Spoken,
     inbox: Option<Arc<Inbox>>,
-    upstream: Mutex<Option<Upstream>>,
+    upstream: Kept,
     /// Absent where nobody polls it.
     link: Option<Link>,
 }
@@ -112,6 +113,11 @@ impl Requests {
     pub fn is_current(&self) -> bool {
         let Session { service, port, .. } = &self.0.session;
         service.view().ports.contains(*port)
+    }
+
+    /// Whether a request is on its way to the target, or waits for it.
+    pub fn is_busy(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
     }
 
     /// Forwards a request, or says why not.
@@ -139,7 +145,7 @@ pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Option<Reached>, 
     let ask = Ask::default();
     let io = ClientIo::new(stream, bytes, inbox.clone()).with_reservation(Arc::clone(&reservation));
     let views = session.service.views();
-    let upstream = Mutex::new(upstream);
+    let upstream = Kept::new(upstream);
     let exchange =
         Arc::new(Exchange { inbox: inbox.clone(), upstream, link, ..Exchange::new(spoken, session.clone()) });
     let answering = Arc::clone(&exchange);
@@ -266,7 +272,7 @@ impl Exchange {
     /// There is no connection to the target yet, and nobody watches the client's.
     fn new(spoken: Spoken, session: Session) -> Self {
         let introduction = Introduction::of(session.client.address.ip());
-        Self { session, introduction, spoken, inbox: None, upstream: Mutex::default(), link: None }
+        Self { session, introduction, spoken, inbox: None, upstream: Kept::default(), link: None }
     }
 
     /// Forwards a request, or says why not; `place` is one at the backend of the client's own connection, if it has one already.
@@ -308,7 +314,7 @@ impl Exchange {
             match upstream.send(request).await {
                 Ok(response) => {
                     if self.spoken == Spoken::Http1 {
-                        *self.upstream.lock().await = Some(upstream);
+                        self.upstream.keep(upstream).await;
                     }
                     break (response, place);
                 }
@@ -372,18 +378,15 @@ impl Exchange {
         let concurrency = &Concurrency::of_requests(policy.concurrency);
         // Streams of one connection wait for one dial, each for its own time.
         let left = || policy.timeout.saturating_sub(since.elapsed());
-        let mut own = match self.upstream.try_lock() {
-            Ok(own) => own,
-            Err(_) => timeout(left(), self.upstream.lock()).await.map_err(|_| Closed::Timeout)?,
-        };
-        let mut known = own.take().filter(|upstream| targets.contains(&upstream.backend()));
+        let mut own = self.upstream.own(left()).await.ok_or(Closed::Timeout)?;
+        let mut known = own.upstream.take().filter(|upstream| targets.contains(&upstream.backend()));
         if let Some(mut upstream) = known.take()
             && upstream.usable().await
         {
             let backend = upstream.backend();
             let place = place.filter(|place| place.backend() == backend);
             if let Some(place) = place.or_else(|| service.load().take(&[backend], concurrency.limit())) {
-                *own = upstream.share();
+                own.upstream = upstream.share();
                 return Ok((upstream, place));
             }
             known = Some(upstream);
@@ -398,7 +401,7 @@ impl Exchange {
         let seeker = Seeker { service, port: *port, dialer, client: *client, concurrency, since };
         // hyper drops the request when the client leaves.
         let Reached { target: upstream, place } = hold::reach(&seeker, std::future::pending()).await?;
-        *own = upstream.share();
+        own.upstream = upstream.share();
         Ok((upstream, place))
     }
 }

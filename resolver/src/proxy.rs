@@ -194,8 +194,9 @@ impl Visit {
         let requests = {
             // Every change is one insertion, so a poisoned lock still guards a sound map.
             let mut all = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-            // A Service that was made anew has the port no more.
-            all.retain(|_, requests| requests.is_current());
+            // A Service that was made anew has the port no more. Of those that are not asked now none keeps a connection: one client
+            // has one place, and could name all Services.
+            all.retain(|other, requests| requests.is_current() && (*other == port || requests.is_busy()));
             let session = || {
                 let (client, context) = (self.client, Arc::clone(&self.proxy.context));
                 Session { service, port, client, context }

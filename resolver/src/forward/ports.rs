@@ -48,7 +48,7 @@ pub(super) async fn connect(
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
     if said.is_none_or(|said| said.elapsed() > QUIET) {
         *said = Some(Instant::now());
-        tracing::warn!(target = %address, %error, "no local port is left for connections to one target");
+        tracing::warn!(target = %address, %error, "no local port, or no address, is left for connections to one target");
     }
     Err(error)
 }

@@ -23,7 +23,7 @@ use crate::protocol::Spoken;
 
 /// A connection that was idle for longer is not used again: a target may be closing it at this moment, and a request that
 /// crosses with that is lost. Servers that close early do after two seconds (gunicorn) and more.
-const IDLE_MAX: Duration = Duration::from_secs(1);
+pub(super) const IDLE_MAX: Duration = Duration::from_secs(1);
 
 /// A connection to the target.
 #[derive(Debug)]
@@ -79,10 +79,16 @@ impl Upstream {
 
     /// Whether a request may be sent on it.
     pub async fn usable(&mut self) -> bool {
+        let fresh = !self.usable_for().is_zero();
         match &mut self.sender {
-            Sender::Http1(sender) => self.used.elapsed() < IDLE_MAX && sender.ready().await.is_ok(),
+            Sender::Http1(sender) => fresh && sender.ready().await.is_ok(),
             Sender::Http2(sender) => sender.ready().await.is_ok(),
         }
+    }
+
+    /// For how long one of HTTP/1 may still be used again.
+    pub fn usable_for(&self) -> Duration {
+        IDLE_MAX.saturating_sub(self.used.elapsed())
     }
 
     /// Another handle of the same connection, for the next request meanwhile; HTTP/1 has none.

@@ -10,6 +10,7 @@ mod forwarding;
 mod handover;
 mod http;
 mod http2;
+mod idle;
 mod limits;
 mod operator;
 mod probes;

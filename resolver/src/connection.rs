@@ -313,7 +313,7 @@ async fn first_deed(
         biased;
         shown = shown(stream, said(service, port)) => shown.ok().flatten().map(Some).ok_or(Closed::ClientLeft),
         () = silence => Ok(None),
-        _ = views.wait_for(|view| view.direct || !view.ports.contains(port)) => Ok(None),
+        _ = views.wait_for(|view| view.shall_reconnect(port)) => Ok(None),
         () = left => Err(Closed::Shutdown),
         () = sleep(most) => Err(Closed::Timeout),
     }

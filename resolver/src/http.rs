@@ -3,8 +3,9 @@
 //! ends, whatever a client tries.
 //!
 //! As soon as clients can reach the target directly they are asked to: HTTP/1 with `Connection: close` on a response that
-//! nothing was pipelined behind, HTTP/2 with GOAWAY once it has sent a request. Neither loses one. [`crate::connection`]
-//! calls [`serve`].
+//! nothing was pipelined behind, HTTP/2 with GOAWAY once it has sent a request. Neither loses one. So are those whose port is
+//! intercepted no more, where each further request would be refused; of HTTP/1 they are closed while they are idle.
+//! [`crate::connection`] calls [`serve`].
 
 use std::convert::Infallible;
 use std::error::Error as _;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::header::CONNECTION;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::{Body as _, Incoming};
 use hyper::service::{Service as _, service_fn};
 use hyper::upgrade::OnUpgrade;
@@ -144,7 +145,7 @@ pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Option<Reached>, 
     let reservation = Arc::new(Reservation::new(place));
     let ask = Ask::default();
     let io = ClientIo::new(stream, bytes, inbox.clone()).with_reservation(Arc::clone(&reservation));
-    let views = session.service.views();
+    let (port, mut views) = (session.port, session.service.views());
     let upstream = Kept::new(upstream);
     let exchange =
         Arc::new(Exchange { inbox: inbox.clone(), upstream, link, ..Exchange::new(spoken, session.clone()) });
@@ -159,7 +160,6 @@ pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Option<Reached>, 
     };
     let served = async {
         if spoken == Spoken::Http2 {
-            let mut views = views;
             let io = io.with_goaway(GoAway::new(ask.clone()));
             let begun = CancellationToken::new();
             let first = begun.clone();
@@ -170,7 +170,7 @@ pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Option<Reached>, 
             let mut connection = pin!(bounds::http2_server().serve_connection(io, service));
             let handed_over = async {
                 tokio::select! {
-                    _ = views.wait_for(|view| view.direct) => {}
+                    _ = views.wait_for(|view| view.shall_reconnect(port)) => {}
                     () = context.leaving.cancelled() => {}
                 }
                 tokio::select! {
@@ -195,9 +195,17 @@ pub async fn serve(spoken: Spoken, stream: TcpStream, reached: Option<Reached>, 
                 .with_upgrades();
             let mut connection = pin!(connection);
             let link = exchange.link.as_ref();
+            let dismissed = async {
+                tokio::select! {
+                    () = leaving_idle => {}
+                    _ = views.wait_for(|view| !view.ports.contains(port)) => {}
+                }
+            };
             tokio::select! {
+                // A request that has come is answered.
+                biased;
                 ended = link::beside(connection.as_mut(), link) => return ended,
-                () = leaving_idle => connection.as_mut().graceful_shutdown(),
+                () = dismissed => connection.as_mut().graceful_shutdown(),
             }
             link::beside(connection, link).await
         }
@@ -286,9 +294,7 @@ impl Exchange {
         let Session { service, client, .. } = &self.session;
         if let Some(response) = self.probed(&request) {
             let mut response = response.map(|body| body.during(During { answering, forwarding: None }));
-            if self.hands_over(request.body().size_hint().exact()) {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
+            self.hand_over(request.body().size_hint().exact(), response.headers_mut());
             return Ok(response);
         }
         service.request(client.address.ip());
@@ -306,7 +312,8 @@ impl Exchange {
                 Ok(reached) => reached,
                 Err(reason) => {
                     service.close(reason);
-                    let response = answer::answer(reason, &service.to_string(), grpc);
+                    let mut response = answer::answer(reason, &service.to_string(), grpc);
+                    self.hand_over(length, response.headers_mut());
                     service.metrics().answered(response.status(), since.elapsed().as_secs_f64());
                     return Ok(response.map(|body| body.during(During { answering, forwarding: None })));
                 }
@@ -343,9 +350,7 @@ impl Exchange {
             self.session.context.connections.spawn(copied);
             return Ok(response.map(|_| Body::default().during(During { answering, forwarding: None })));
         }
-        if self.hands_over(length) {
-            parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
+        self.hand_over(length, &mut parts.headers);
         let during = During { answering, forwarding: Some(forwarding) };
         Ok(Response::from_parts(parts, Body::of(body).during(during)))
     }
@@ -359,12 +364,14 @@ impl Exchange {
         Some(response)
     }
 
-    /// Whether the client shall, and can without loss, be asked to connect anew. A request whose body has this length is
-    /// being answered.
-    fn hands_over(&self, length: Option<u64>) -> bool {
-        let Session { service, context, .. } = &self.session;
-        let direct = || service.view().direct || context.leaving.is_cancelled();
-        self.inbox.as_ref().is_some_and(|inbox| direct() && inbox.is_all(length))
+    /// Asks a client that shall connect anew, and can without loss, to do so. A request whose body has this length is being
+    /// answered, with these headers.
+    fn hand_over(&self, length: Option<u64>, headers: &mut HeaderMap) {
+        let Session { service, port, context, .. } = &self.session;
+        let anew = || service.view().shall_reconnect(*port) || context.leaving.is_cancelled();
+        if self.inbox.as_ref().is_some_and(|inbox| anew() && inbox.is_all(length)) {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
     }
 
     /// A connection for the next request, however long it takes: the client's own if it is still good, and gets a place.

@@ -53,6 +53,11 @@ pub struct Starting {
 }
 
 impl View {
+    /// Whether clients of `port` shall connect anew: they can reach the target directly, or the port is no more.
+    pub fn shall_reconnect(&self, port: u16) -> bool {
+        self.direct || !self.ports.contains(port)
+    }
+
     /// Whether a connection to `port` has somewhere to go.
     pub fn reachable(&self, port: u16) -> bool {
         self.ports.get(port).is_some_and(|port| !port.targets.is_empty())

@@ -1,6 +1,6 @@
 //! How a client of HTTP/2 is handed over, frame by frame: what it has opened before it hears of that is answered.
 
-use elasti_api::message::{Mode, ServiceState};
+use elasti_api::message::{Mode, OperatorMessage, ServiceState};
 use http::{Request, Response};
 use http_body_util::Empty;
 use hyper::body::{Bytes, Incoming};
@@ -105,6 +105,18 @@ async fn a_stream_that_crosses_the_goaway_is_answered() {
     assert_eq!(client.next(PING).await.payload, b"in order", "no PING came before, so nothing was ended by its answer");
     client.write(HEADERS, END, 3, &REQUEST).await;
     client.is_answered(3).await;
+}
+
+#[tokio::test]
+async fn a_client_whose_service_is_intercepted_no_more_is_asked_to_connect_anew() {
+    let (port, target) = (free_port(), target().await);
+    let world = World::new(vec![state("a", 1, port, &[target])]).await;
+    world.operator.hears_listening("a", 1).await;
+    let mut client = Raw::connect(port).await;
+    client.write(HEADERS, END, 1, &REQUEST).await;
+    client.is_answered(1).await;
+    world.operator.send(&OperatorMessage::Remove { uid: "a".into() });
+    assert_eq!(client.next(GOAWAY).await.payload[4..8], [0; 4], "no error");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use elasti_api::message::{HoldPolicy, Mode, ServiceState};
+use elasti_api::message::{HoldPolicy, Mode, OperatorMessage, ServiceState};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
@@ -182,6 +182,43 @@ async fn a_kept_connection_is_handed_over_with_its_next_response() {
     let post = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n";
     assert_eq!(field(&ask(&mut client, post).await.0, "connection"), Some("close"));
     assert_eq!(soon(client.read(&mut [0])).await.unwrap(), 0, "closed in good order");
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_once_its_port_is_intercepted_no_more() {
+    for renumbered in [false, true] {
+        let zero = Zero::new(HoldPolicy::default()).await;
+        let (address, _asked) = target(OK).await;
+        zero.set(&[address]);
+        let mut client = dial(zero.port).await;
+        assert_eq!(ask(&mut client, GET).await.1, "ok");
+        if renumbered {
+            zero.world.operator.set(&state("a", 2, free_port(), &[address]));
+        } else {
+            zero.world.operator.send(&OperatorMessage::Remove { uid: "a".into() });
+        }
+        assert_eq!(soon(client.read(&mut [0])).await.unwrap(), 0, "renumbered: {renumbered}");
+    }
+}
+
+#[tokio::test]
+async fn a_held_request_whose_service_is_removed_is_the_last_of_its_connection() {
+    let zero = Zero::new(HoldPolicy::default()).await;
+    let (address, _asked) = target(OK).await;
+    zero.set(&[address]);
+    let mut client = dial(zero.port).await;
+    assert_eq!(ask(&mut client, GET).await.1, "ok");
+    zero.set(&[]);
+    // The view is in force once a new connection is held.
+    let _silent = dial(zero.port).await;
+    zero.world.operator.hears_held("a", 1).await;
+    client.write_all(GET.as_bytes()).await.unwrap();
+    zero.world.operator.hears_held("a", 2).await;
+    zero.world.operator.send(&OperatorMessage::Remove { uid: "a".into() });
+    let (head, _) = response(&mut client).await;
+    assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+    assert_eq!(field(&head, "connection"), Some("close"));
+    assert_eq!(soon(client.read(&mut [0])).await.unwrap(), 0);
 }
 
 #[tokio::test]

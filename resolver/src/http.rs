@@ -339,6 +339,7 @@ impl Exchange {
         let (mut parts, body) = response.into_parts();
         headers::strip(&mut parts.headers);
         if tunnel {
+            self.inbox.as_ref().inspect(|inbox| inbox.tunnel());
             let mut response = Response::from_parts(parts, body);
             let target = hyper::upgrade::on(&mut response);
             let ended = self.session.context.ended.clone();

@@ -34,6 +34,8 @@ struct Seen {
     last: Option<u64>,
     /// The last request was answered, and nothing but it has come.
     over: bool,
+    /// What comes is no HTTP any more.
+    tunnel: bool,
     given_back: Option<(TcpStream, Vec<u8>)>,
 }
 
@@ -51,6 +53,9 @@ impl Inbox {
     /// These bytes have come.
     pub fn received(&self, bytes: &[u8], now: Instant) {
         let mut seen = self.seen();
+        if seen.tunnel {
+            return;
+        }
         seen.over = false;
         if !seen.answering && seen.head_end.is_none() {
             let end = seen.line.head_end(bytes);
@@ -86,6 +91,18 @@ impl Inbox {
         self.seen().last = Some(body);
     }
 
+    /// The answer to the request turns the connection into a tunnel.
+    pub fn tunnel(&self) {
+        let mut seen = self.seen();
+        seen.tunnel = true;
+        seen.last = None;
+    }
+
+    /// Whether what comes is no HTTP any more.
+    pub fn is_tunnel(&self) -> bool {
+        self.seen().tunnel
+    }
+
     /// Whether the client, as it has said, sends nothing any more.
     pub fn is_over(&self) -> bool {
         self.seen().over
@@ -99,7 +116,7 @@ impl Inbox {
     /// Whether the next byte begins a head.
     pub fn between_requests(&self) -> bool {
         let seen = self.seen();
-        !seen.answering && seen.head_end.is_none() && seen.partial_since.is_none()
+        !seen.tunnel && !seen.answering && seen.head_end.is_none() && seen.partial_since.is_none()
     }
 
     /// Gives a connection back that hyper cannot go on with, and what was read of it last.
@@ -115,11 +132,6 @@ impl Inbox {
     /// Since when the client has been sending one head.
     pub fn partial_since(&self) -> Option<Instant> {
         self.seen().partial_since
-    }
-
-    /// Bytes that have come.
-    pub fn total(&self) -> u64 {
-        self.seen().received
     }
 
     /// No code panics while it holds the lock; if one did, unsure would still count as more.

@@ -20,7 +20,7 @@ use super::reservation::Reservation;
 use crate::protocol;
 
 /// A client that has begun a head and not ended it after this long is given up: the default of nginx
-/// (`client_header_timeout`). A client between two requests may be silent for as long as it likes.
+/// (`client_header_timeout`). A client between two requests, or in a tunnel, may be silent for as long as it likes.
 const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// How long a client may take to close its side after we have closed ours.
@@ -160,7 +160,7 @@ impl Write for ClientIo {
 
     /// Closes our sending side and waits a while for the client to close its own: what it still sends would be answered
     /// with a reset, which may overtake the last response (RFC 9112, section 9.6). A client that has said that it sends nothing any
-    /// more is not waited for.
+    /// more is not waited for. Of a tunnel only this way is closed.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.unfit.is_some() {
             return Poll::Ready(Ok(()));
@@ -173,6 +173,9 @@ impl Write for ClientIo {
             }
             ready!(self.stream()?.poll_shutdown(cx))?;
             self.closing = Some(Box::pin(sleep(LINGER)));
+        }
+        if self.inbox.as_ref().is_some_and(|inbox| inbox.is_tunnel()) {
+            return Poll::Ready(Ok(()));
         }
         let mut rest = [const { MaybeUninit::uninit() }; CHUNK];
         loop {
@@ -265,5 +268,31 @@ mod tests {
         assert_eq!(given_up.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
         assert!(begun.elapsed() >= HEAD_TIMEOUT && begun.elapsed() < HEAD_TIMEOUT * 2);
         assert_eq!(bytes.get(), 16);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_a_tunnel_nothing_is_taken_for_http() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let inbox = Arc::new(Inbox::default());
+        inbox.received(b"GET / HTTP/1.0\r\nupgrade: x\r\n\r\n", Instant::now());
+        inbox.answering();
+        inbox.set_last(0);
+        inbox.tunnel();
+        inbox.answered();
+        let bytes = IntCounter::new("bytes", "bytes").unwrap();
+        let mut io = ClientIo::new(stream, bytes.clone(), Some(Arc::clone(&inbox)));
+        // A request that hyper would refuse, if it were one.
+        let frame = b"GET /<> HTTP/1.1\r\n\r\n";
+        client.write_all(frame).await.unwrap();
+        assert_eq!(read(&mut io).await.unwrap(), frame.len());
+        assert!(tokio::time::timeout(HEAD_TIMEOUT * 100, read(&mut io)).await.is_err(), "silent, and not given up");
+        client.write_all(b"more").await.unwrap();
+        io.stream.as_ref().unwrap().readable().await.unwrap();
+        let begun = Instant::now();
+        poll_fn(|cx| Pin::new(&mut io).poll_shutdown(cx)).await.unwrap();
+        assert_eq!(begun.elapsed(), Duration::ZERO, "nobody is waited for");
+        assert_eq!(read(&mut io).await.unwrap(), 4, "the other way is open");
     }
 }

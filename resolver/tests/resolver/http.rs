@@ -91,6 +91,8 @@ async fn ask(client: &mut TcpStream, request: &str) -> (String, String) {
 }
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: web.shop\r\n\r\n";
+pub(crate) const UPGRADE: &str = "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n";
+pub(crate) const UPGRADED: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n";
 
 #[tokio::test]
 async fn a_held_request_reaches_the_target_as_it_was_sent() {
@@ -358,6 +360,33 @@ async fn an_upgrade_becomes_a_tunnel() {
     zero.world.metric_is("elasti_resolver_forwarded_connections", "service=\"a\"", 1.0).await;
     client.shutdown().await.unwrap();
     assert_eq!(soon(client.read(&mut [0])).await.unwrap(), 0);
+    zero.world.metric_is("elasti_resolver_forwarded_connections", "service=\"a\"", 0.0).await;
+}
+
+#[tokio::test]
+async fn a_tunnel_that_the_target_has_half_closed_still_carries_what_the_client_says() {
+    let zero = Zero::new(HoldPolicy::default()).await;
+    let (heard, mut words) = mpsc::unbounded_channel();
+    let listening = backend(move |mut stream| {
+        let heard = heard.clone();
+        async move {
+            head(&mut stream).await.unwrap();
+            stream.write_all(UPGRADED).await.unwrap();
+            stream.shutdown().await.unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await.unwrap();
+            heard.send(text).unwrap();
+        }
+    })
+    .await;
+    zero.set(&[listening]);
+    let mut client = dial(zero.port).await;
+    client.write_all(UPGRADE.as_bytes()).await.unwrap();
+    assert!(soon(head(&mut client)).await.unwrap().starts_with("HTTP/1.1 101 "));
+    assert_eq!(soon(client.read(&mut [0])).await.unwrap(), 0);
+    client.write_all(b"last words").await.unwrap();
+    client.shutdown().await.unwrap();
+    assert_eq!(soon(words.recv()).await.unwrap(), "last words");
     zero.world.metric_is("elasti_resolver_forwarded_connections", "service=\"a\"", 0.0).await;
 }
 

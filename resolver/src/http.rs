@@ -307,7 +307,7 @@ impl Exchange {
         let (length, connect) = (body.size_hint().exact(), parts.method == Method::CONNECT);
         let mut request = Request::from_parts(parts, body);
         let upgrade = hyper::upgrade::on(&mut request);
-        let (response, place) = loop {
+        let (response, forwarding) = loop {
             let (mut upstream, place) = match self.upstream(since, place.take()).await {
                 Ok(reached) => reached,
                 Err(reason) => {
@@ -318,23 +318,24 @@ impl Exchange {
                     return Ok(response.map(|body| body.during(During { answering, forwarding: None })));
                 }
             };
+            // The target is at work from now on; it may take in a body for long, or compute, before it answers.
+            let forwarding = (place, service.forward(client.address.ip()));
             match upstream.send(request).await {
                 Ok(response) => {
                     if self.spoken == Spoken::Http1 {
                         self.upstream.keep(upstream).await;
                     }
-                    break (response, place);
+                    break (response, forwarding);
                 }
                 Err(mut error) => {
                     tracing::debug!(backend = %upstream.backend(), error = %error.error(), "a request failed");
                     request = error.take_message().ok_or(BrokenOff)?;
-                    drop(place);
+                    drop(forwarding);
                     sleep(RETRY_PAUSE).await;
                 }
             }
         };
         service.metrics().answered(response.status(), since.elapsed().as_secs_f64());
-        let forwarding = (place, service.forward(client.address.ip()));
         let tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS || connect && response.status().is_success();
         let (mut parts, body) = response.into_parts();
         headers::strip(&mut parts.headers);

@@ -709,3 +709,33 @@ async fn an_answer_that_comes_before_the_request_is_whole_reaches_the_client() {
     }
     clients.join_all().await;
 }
+
+/// A target that never answers; it says when it has been asked, and when the connection has ended.
+async fn pondering() -> (SocketAddr, mpsc::UnboundedReceiver<&'static str>) {
+    let (tell, told) = mpsc::unbounded_channel();
+    let address = backend(move |mut stream| {
+        let tell = tell.clone();
+        async move {
+            head(&mut stream).await.unwrap();
+            tell.send("asked").unwrap();
+            while stream.read(&mut [0; 64]).await.is_ok_and(|count| count > 0) {}
+            tell.send("ended").unwrap();
+        }
+    })
+    .await;
+    (address, told)
+}
+
+#[tokio::test]
+async fn a_request_is_traffic_from_when_it_is_forwarded_until_its_client_has_left() {
+    let zero = Zero::new(HoldPolicy::default()).await;
+    let (address, mut told) = pondering().await;
+    zero.set(&[address]);
+    let mut client = dial(zero.port).await;
+    client.write_all(b"PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\nslowly").await.unwrap();
+    assert_eq!(soon(told.recv()).await, Some("asked"));
+    zero.world.metric_is("elasti_resolver_forwarded_connections", "service=\"a\"", 1.0).await;
+    drop(client);
+    assert_eq!(soon(told.recv()).await, Some("ended"));
+    zero.world.metric_is("elasti_resolver_forwarded_connections", "service=\"a\"", 0.0).await;
+}

@@ -20,6 +20,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::capacity::Permit;
 use crate::forward::{self, Dialer, Pipes};
 use crate::hold::{self, Closed, Concurrency, Seeker};
 use crate::http::{self, Session};
@@ -101,11 +102,11 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// Serves one accepted connection to its end; `place` is given back then. The context's end ends it with a reset.
+/// Serves one accepted connection to its end; `permit` is given back then, or at the end of the tunnel that it has become. The
+/// context's end ends it with a reset.
 ///
 /// Tasks run this future itself: one that awaited it would hold it twice, before the first poll and after.
-pub async fn serve<P>(service: Arc<Service>, port: u16, stream: TcpStream, context: Arc<Context>, place: P) {
-    let _place = place;
+pub async fn serve(service: Arc<Service>, port: u16, stream: TcpStream, context: Arc<Context>, permit: Permit) {
     let mut since = Instant::now();
     let Ok(client) = Client::of(&stream, &service, port) else {
         service.close(Closed::ClientLeft);
@@ -128,7 +129,7 @@ pub async fn serve<P>(service: Arc<Service>, port: u16, stream: TcpStream, conte
             Ok(Some(spoken @ (Spoken::Http1 | Spoken::Http2))) if probed => {
                 // Whether it is traffic is known request by request.
                 service.metrics().accepted.inc();
-                let session = Session { service, port, client, context };
+                let session = Session { service, port, client, context, permit: Arc::new(permit) };
                 return Box::pin(http::serve(spoken, stream, None, session)).await;
             }
             Ok(_) => {}
@@ -169,11 +170,11 @@ pub async fn serve<P>(service: Arc<Service>, port: u16, stream: TcpStream, conte
     match spoken {
         Spoken::Bytes => {
             forward::copy(stream, reached.target, &context.pipes, &service.metrics().bytes, &context.ended).await;
-            drop((forwarding, reached.place));
+            drop((forwarding, reached.place, permit));
         }
         spoken => {
             drop(forwarding);
-            let session = Session { service, port, client, context };
+            let session = Session { service, port, client, context, permit: Arc::new(permit) };
             Box::pin(http::serve(spoken, stream, Some(reached), session)).await;
         }
     }
@@ -336,6 +337,7 @@ async fn refuse(service: &Service, stream: TcpStream, said: Protocol, reason: Cl
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capacity::{Capacity, Limits};
     use crate::metrics::Metrics;
     use crate::report::Board;
 
@@ -346,8 +348,10 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+        let limits = Limits { descriptors: 1 << 20, memory: None, conntrack: None };
+        let permit = Capacity::new(limits, metrics.clone()).share().admit().unwrap();
         let service = Arc::new(Service::new("n", "s", metrics, Board::default().news()));
-        let connection = serve(service, 1, client, Arc::new(Context::new(Dialer::default())), ());
+        let connection = serve(service, 1, client, Arc::new(Context::new(Dialer::default())), permit);
         assert!(size_of_val(&connection) < 2560, "{} bytes", size_of_val(&connection));
     }
 }

@@ -25,6 +25,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::balance::Place;
+use crate::capacity::Permit;
 use crate::connection::{Client, Context};
 use crate::forward;
 use crate::hold::{self, Closed, Concurrency, Reached, Seeker};
@@ -81,6 +82,8 @@ pub struct Session {
     pub client: Client,
     /// What all connections need.
     pub context: Arc<Context>,
+    /// Its place, until the last of what it has become has ended.
+    pub permit: Arc<Permit>,
 }
 
 /// A request was sent, at least in part, and the target broke the connection off: so does the client's, as if nobody
@@ -233,7 +236,7 @@ fn is_malformed(error: &hyper::Error) -> bool {
 
 /// Forwards the rest of a connection as bytes, of which `unread` come first: hyper would not pass them on as they are.
 async fn forward_bytes(session: &Session, stream: TcpStream, unread: &[u8]) {
-    let Session { service, port, client, context } = session;
+    let Session { service, port, client, context, .. } = session;
     let concurrency = &Concurrency::of_connections(service.view().hold.concurrency);
     let since = Instant::now();
     let seeker = Seeker { service, port: *port, dialer: context.dialer, client: *client, concurrency, since };
@@ -343,11 +346,11 @@ impl Exchange {
             self.inbox.as_ref().inspect(|inbox| inbox.tunnel());
             let mut response = Response::from_parts(parts, body);
             let target = hyper::upgrade::on(&mut response);
-            let ended = self.session.context.ended.clone();
+            let (ended, permit) = (self.session.context.ended.clone(), Arc::clone(&self.session.permit));
             let connection = self.link.as_ref().and_then(Link::take);
             let copied = async move {
                 ended.run_until_cancelled(copy(upgrade, target, connection)).await;
-                drop(forwarding);
+                drop((forwarding, permit));
             };
             self.session.context.connections.spawn(copied);
             return Ok(response.map(|_| Body::default().during(During { answering, forwarding: None })));
@@ -378,7 +381,7 @@ impl Exchange {
 
     /// A connection for the next request, however long it takes: the client's own if it is still good, and gets a place.
     async fn upstream(&self, since: Instant, place: Option<Place>) -> Result<(Upstream, Place), Closed> {
-        let Session { service, port, client, context } = &self.session;
+        let Session { service, port, client, context, .. } = &self.session;
         let (policy, targets) = {
             let view = service.view();
             (view.hold, view.ports.get(*port).map(|port| Arc::clone(&port.targets)))

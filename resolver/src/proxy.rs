@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::capacity::Share;
+use crate::capacity::{Permit, Share};
 use crate::connection::{self, Client, Context, LEAVE_SILENT};
 use crate::forward;
 use crate::http::body::Body;
@@ -75,13 +75,12 @@ impl Proxy {
             let serving = Arc::clone(&proxy);
             proxy.context.connections.spawn(async move {
                 let ended = serving.context.ended.clone();
-                ended.run_until_cancelled(serving.serve(stream)).await;
-                drop(permit);
+                ended.run_until_cancelled(serving.serve(stream, Arc::new(permit))).await;
             });
         }
     }
 
-    async fn serve(self: Arc<Self>, stream: TcpStream) {
+    async fn serve(self: Arc<Self>, stream: TcpStream, permit: Arc<Permit>) {
         let (Ok(address), Ok(destination)) = (stream.peer_addr(), stream.local_addr()) else { return };
         let client =
             Client { address: connection::canonical(address), destination: connection::canonical(destination) };
@@ -89,7 +88,7 @@ impl Proxy {
         let Some(spoken @ (Spoken::Http1 | Spoken::Http2)) = first_word(&stream, &leaving).await else {
             return forward::reset(&stream);
         };
-        let visit = Arc::new(Visit { proxy: self, client, spoken, requests: Mutex::default() });
+        let visit = Arc::new(Visit { proxy: self, client, spoken, permit, requests: Mutex::default() });
         let service = service_fn(move |request| Arc::clone(&visit).answer(request));
         let io = TokioIo::new(stream);
         let ended = if spoken == Spoken::Http2 {
@@ -179,6 +178,7 @@ struct Visit {
     proxy: Arc<Proxy>,
     client: Client,
     spoken: Spoken,
+    permit: Arc<Permit>,
     /// By interception port.
     requests: Mutex<HashMap<u16, Requests>>,
 }
@@ -199,7 +199,7 @@ impl Visit {
             all.retain(|other, requests| requests.is_current() && (*other == port || requests.is_busy()));
             let session = || {
                 let (client, context) = (self.client, Arc::clone(&self.proxy.context));
-                Session { service, port, client, context }
+                Session { service, port, client, context, permit: Arc::clone(&self.permit) }
             };
             all.entry(port).or_insert_with(|| Requests::new(self.spoken, session())).clone()
         };

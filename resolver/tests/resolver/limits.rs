@@ -5,7 +5,8 @@ use elasti_resolver::capacity::Limits;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::backend::{echo, ping};
+use crate::backend::{backend, echo, ping};
+use crate::http::{UPGRADE, UPGRADED, head};
 use crate::world::{World, dial, free_port, is_reset, soon, state};
 
 /// Files that make this many places.
@@ -64,7 +65,41 @@ async fn http_clients_beyond_the_limit_are_told_so() {
     world.operator.hears_listening("a", 1).await;
     let mut client = dial(port).await;
     client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
-    let answer = soon(crate::http::head(&mut client)).await.unwrap();
+    let answer = soon(head(&mut client)).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     world.metric_is("elasti_resolver_refused_connections_total", "reason=\"descriptors\"", 1.0).await;
+}
+
+#[tokio::test]
+async fn a_tunnel_keeps_its_place_until_it_ends() {
+    let port = free_port();
+    let upgrading = backend(|mut stream| async move {
+        head(&mut stream).await.unwrap();
+        stream.write_all(UPGRADED).await.unwrap();
+        let (mut from, mut to) = stream.split();
+        drop(tokio::io::copy(&mut from, &mut to).await);
+    })
+    .await;
+    let world = World::limited(vec![state("a", 1, port, &[upgrading])], places(1)).await;
+    world.operator.hears_listening("a", 1).await;
+    let upgraded = async || {
+        let mut client = dial(port).await;
+        client.write_all(UPGRADE.as_bytes()).await.unwrap();
+        let answer = soon(head(&mut client)).await.unwrap();
+        (client, answer)
+    };
+    let (mut tunnel, answer) = upgraded().await;
+    assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+    for _ in 0..10 {
+        ping(&mut tunnel, b"through it").await;
+        let (_, answer) = upgraded().await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    }
+    drop(tunnel);
+    let admitted = async {
+        while !upgraded().await.1.starts_with("HTTP/1.1 101 ") {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    soon(admitted).await;
 }

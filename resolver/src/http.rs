@@ -45,6 +45,7 @@ use upstream::{Reuse, Upstream};
 pub mod answer;
 pub mod body;
 pub mod bounds;
+pub mod chunks;
 pub mod goaway;
 pub mod headers;
 pub mod inbox;

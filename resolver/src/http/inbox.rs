@@ -8,8 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-/// How chunked bodies without trailers end (RFC 9112, section 7.1).
-const LAST_CHUNK: &[u8] = b"\r\n0\r\n\r\n";
+use super::chunks::Chunks;
 
 /// What has come on one HTTP/1 connection; shared by its reader and its requests.
 #[derive(Debug, Default)]
@@ -19,8 +18,6 @@ pub struct Inbox(Mutex<Seen>);
 struct Seen {
     /// Bytes that hyper has been given.
     received: u64,
-    /// The last of them, at most as many as [`LAST_CHUNK`] has.
-    tail: Vec<u8>,
     /// What the bytes so far make of the next one.
     line: Line,
     /// A request is being answered: what comes is its body, or another request.
@@ -28,6 +25,8 @@ struct Seen {
     /// Where the head of the request ends that is, or will next be, answered; unknown if hyper had it before it asked
     /// for more.
     head_end: Option<u64>,
+    /// What came after it, if it is chunked.
+    chunks: Chunks,
     /// Since when there has been a part of a head.
     partial_since: Option<Instant>,
     /// The client has said that the request that is being answered is its last, whose body has this length.
@@ -43,7 +42,7 @@ impl Seen {
     fn is_all(&self, body: Option<u64>) -> bool {
         match (self.head_end, body) {
             (Some(end), Some(body)) => end.checked_add(body) == Some(self.received),
-            (Some(_), None) => self.tail.ends_with(LAST_CHUNK),
+            (Some(_), None) => self.chunks == Chunks::End,
             (None, _) => false,
         }
     }
@@ -57,18 +56,18 @@ impl Inbox {
             return;
         }
         seen.over = false;
-        if !seen.answering && seen.head_end.is_none() {
+        let body = if !seen.answering && seen.head_end.is_none() {
             let end = seen.line.head_end(bytes);
             seen.head_end = end.map(|end| seen.received + end as u64);
             seen.partial_since.get_or_insert(now);
+            end.map_or_else(Default::default, |end| &bytes[end..])
         } else {
             // Two bytes are all that the state depends on.
             seen.line.head_end(&bytes[bytes.len().saturating_sub(2)..]);
-        }
+            bytes
+        };
+        seen.chunks.received(body);
         seen.received += bytes.len() as u64;
-        seen.tail.extend_from_slice(&bytes[bytes.len().saturating_sub(LAST_CHUNK.len())..]);
-        let surplus = seen.tail.len().saturating_sub(LAST_CHUNK.len());
-        drop(seen.tail.drain(..surplus));
     }
 
     /// hyper has a request and asks for its answer.
@@ -84,6 +83,7 @@ impl Inbox {
         seen.over = seen.last.is_some_and(|body| seen.is_all(Some(body)));
         seen.answering = false;
         seen.head_end = None;
+        seen.chunks = Chunks::default();
     }
 
     /// The client has said that it sends nothing after the request that is being answered, whose body has this length.
@@ -142,16 +142,19 @@ impl Inbox {
 
 /// Finds the empty line that ends a head (RFC 9112, section 2.2: a bare LF ends a line too).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Line {
+pub enum Line {
+    /// Something of it has come.
     #[default]
     Within,
+    /// Nothing has.
     Begins,
+    /// A CR has.
     BeginsWithCr,
 }
 
 impl Line {
     /// Where the first head that ends within `bytes` does. The state is that after all of them.
-    fn head_end(&mut self, bytes: &[u8]) -> Option<usize> {
+    pub fn head_end(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut found = None;
         for (at, byte) in bytes.iter().enumerate() {
             *self = match (byte, *self) {
@@ -213,6 +216,35 @@ mod tests {
         assert!(chunked.is_all(None));
         chunked.received(GET, Instant::now());
         assert!(!chunked.is_all(None));
+    }
+
+    #[test]
+    fn a_second_chunked_request_is_more_than_one_wherever_they_are_cut() {
+        let bodies: [&[u8]; 4] = [
+            b"0\r\n\r\n",
+            b"3\r\nabc\r\n0\r\n\r\n",
+            b"9;x=y\r\n\r\n0\r\n\r\n\r\n\r\n000\r\n\r\n",
+            b"A\r\n0123456789\r\n0\r\nx-sum: 7\r\nx: y\r\n\r\n",
+        ];
+        for body in bodies {
+            let request = [b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n", body].concat();
+            let both = [&*request, &request].concat();
+            for cut in 1..request.len() {
+                assert!(after(&[&request[..cut], &request[cut..]]).is_all(None), "{body:?} {cut}");
+                assert!(!after(&[&request[..cut]]).is_all(None), "not yet all of it: {body:?} {cut}");
+            }
+            for cut in 1..both.len() {
+                assert!(!after(&[&both[..cut], &both[cut..]]).is_all(None), "{body:?} {cut}");
+            }
+            let late = after(&[&request]);
+            late.received(&request, Instant::now());
+            assert!(!late.is_all(None), "{body:?}");
+            let next = after(&[&request]);
+            next.answered();
+            next.received(&request, Instant::now());
+            next.answering();
+            assert!(next.is_all(None), "each for itself: {body:?}");
+        }
     }
 
     #[test]

@@ -739,3 +739,16 @@ async fn a_request_is_traffic_from_when_it_is_forwarded_until_its_client_has_lef
     assert_eq!(soon(told.recv()).await, Some("ended"));
     zero.world.metric_is("elasti_resolver_forwarded_connections", "service=\"a\"", 0.0).await;
 }
+
+#[tokio::test]
+async fn a_client_that_closes_its_sending_side_before_the_answer_has_left() {
+    let zero = Zero::new(HoldPolicy::default()).await;
+    let (address, mut told) = pondering().await;
+    zero.set(&[address]);
+    let mut client = dial(zero.port).await;
+    client.write_all(GET.as_bytes()).await.unwrap();
+    assert_eq!(soon(told.recv()).await, Some("asked"));
+    client.shutdown().await.unwrap();
+    assert_eq!(soon(told.recv()).await, Some("ended"));
+    is_reset(&mut client).await;
+}

@@ -78,6 +78,8 @@ pub struct Snapshot {
     /// See [`crate::observed::Observed`].
     pub taken_by: Option<String>,
     /// See [`crate::observed::Observed`].
+    pub shared_with: Vec<String>,
+    /// See [`crate::observed::Observed`].
     pub service: Option<ServiceObserved>,
     /// See [`crate::observed::Observed`].
     pub private: Option<ServiceObserved>,
@@ -175,6 +177,7 @@ impl Caches {
                 .map(|(owner, _)| owner)
                 .filter(|owner| *owner != key)
                 .map(|owner| owner.name.clone()),
+            shared_with: tables.shared_with(key, &elasti),
             backends: service.as_ref().map(|service| tables.backends(&service_key, service)).unwrap_or_default(),
             draining: service.as_ref().map(|service| tables.draining(&service_key, service)).unwrap_or_default(),
             endpoints: service.as_ref().map(|service| tables.endpoints(&service_key, service)).unwrap_or_default(),
@@ -223,7 +226,7 @@ impl Caches {
             tables.by_partner.entry(partner).or_default().insert(key.clone());
         }
         tables.by_service.entry(service.clone()).or_default().insert(key.clone());
-        tables.by_target.entry(target).or_default().insert(key.clone());
+        tables.by_target.entry(target.clone()).or_default().insert(key.clone());
         tables.autoscalers.name(key.clone(), autoscalers::reference(&key, &elasti));
         if let Some(uid) = &elasti.metadata.uid {
             tables.by_uid.insert(uid.clone(), key.clone());
@@ -231,6 +234,7 @@ impl Caches {
         tables.elastis.insert(key.clone(), elasti);
         concerned.extend(tables.wake_together(&key));
         concerned.extend(tables.by_service.get(&service).into_iter().flatten().cloned());
+        concerned.extend(tables.by_target.get(&target).into_iter().flatten().cloned());
         let latter = tables.other_target(&key);
         self.note_others(&mut tables, former.into_iter().chain(latter));
         concerned
@@ -452,6 +456,16 @@ impl Tables {
         )
     }
 
+    /// Those that name the target of this ElastiService for another Service.
+    fn shared_with(&self, key: &ObjectKey, elasti: &ElastiService) -> Vec<String> {
+        let (_, target) = references(key, elasti);
+        let elsewhere = |other: &&ObjectKey| {
+            self.elastis.get(*other).is_some_and(|other| other.spec.service != elasti.spec.service)
+        };
+        let naming = self.by_target.get(&target).into_iter().flatten();
+        naming.filter(elsewhere).map(|other| other.name.clone()).collect()
+    }
+
     /// Whom an ElastiService names in `spec.wakeWith`.
     fn named_by(&self, key: &ObjectKey) -> Vec<ObjectKey> {
         self.elastis.get(key).map(|elasti| wake_with(key, elasti)).unwrap_or_default()
@@ -616,6 +630,7 @@ impl Tables {
             self.by_uid.remove(uid);
         }
         let mut concerned = self.by_service.get(&service).cloned().unwrap_or_default();
+        concerned.extend(self.by_target.get(&target).into_iter().flatten().cloned());
         concerned.extend(together);
         Some((concerned, uid))
     }

@@ -87,6 +87,19 @@ fn target_fault(observed: &Observed<'_>) -> Option<Cause> {
     }
 }
 
+fn sharing_fault(observed: &Observed<'_>) -> Option<Cause> {
+    let target = &observed.elasti.spec.scale_target_ref;
+    let others = observed.shared_with.join(", ");
+    (!others.is_empty()).then(|| {
+        let message = format!(
+            "{} {} is also the target of ElastiService {others}, for another Service, whose clients would lose it; put the ports of all into one Service with one ElastiService; the target is not put to sleep meanwhile",
+            target.kind(),
+            target.name
+        );
+        ("TargetShared", message)
+    })
+}
+
 fn trigger_fault(observed: &Observed<'_>) -> Option<Cause> {
     let spec = &observed.elasti.spec;
     if let Some(fault) = spec.enabled_period.as_ref().and_then(schedule::fault) {
@@ -129,11 +142,9 @@ pub fn conditions(observed: &Observed<'_>, mode: Mode, lasting: Lasting, now: Ti
         let message = "no resolver is connected; look at the pods of the DaemonSet elasti-resolver";
         ("NoResolver", message.to_owned())
     });
-    let ready = [service_fault, target_fault, trigger_fault, autoscaler_fault, probe_fault, resolver_fault]
-        .iter()
-        .find_map(|fault| fault(observed))
-        .or(alone)
-        .or_else(unknown);
+    let faults =
+        [service_fault, target_fault, sharing_fault, trigger_fault, autoscaler_fault, probe_fault, resolver_fault];
+    let ready = faults.iter().find_map(|fault| fault(observed)).or(alone).or_else(unknown);
     let ready = if let Some((reason, message)) = ready {
         ("Ready", false, reason.to_owned(), message)
     } else {

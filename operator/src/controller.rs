@@ -214,6 +214,7 @@ impl Controller {
         let observed = Observed {
             elasti: &snapshot.elasti,
             taken_by: snapshot.taken_by.clone(),
+            shared_with: snapshot.shared_with.clone(),
             service: snapshot.service.clone(),
             private: snapshot.private.clone(),
             target: snapshot.target.clone(),

@@ -245,6 +245,8 @@ pub struct Observed<'a> {
     pub elasti: &'a ElastiService,
     /// An older ElastiService has the same Service: its name.
     pub taken_by: Option<String>,
+    /// Names of other ElastiServices that have the same target and another Service.
+    pub shared_with: Vec<String>,
     /// The public Service.
     pub service: Option<ServiceObserved>,
     /// The private Service.

@@ -195,3 +195,31 @@ fn of_an_elasti_service_nothing_is_kept_that_says_only_who_wrote_what() {
     let kept = caches.snapshot(&ObjectKey::new("n", "web")).unwrap().elasti;
     assert_eq!((kept.spec.service.as_str(), &kept.metadata.managed_fields), ("web", &None));
 }
+
+/// A bug once: the one that was idle scaled the target to zero under the clients of the other.
+#[test]
+fn elasti_services_of_one_target_know_of_each_other_unless_they_name_one_service() {
+    let caches = Caches::new();
+    let elasti = |name: &str, service: &str, target: &str| {
+        serde_json::from_value::<ElastiService>(json!({
+            "metadata": {"namespace": "n", "name": name, "uid": name},
+            "spec": {"service": service, "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": target}},
+        }))
+        .unwrap()
+    };
+    let shared = |name: &str| caches.snapshot(&ObjectKey::new("n", name)).unwrap().shared_with;
+    caches.apply_elasti(elasti("web", "web", "web"));
+    caches.apply_elasti(elasti("younger", "web", "web"));
+    assert!(shared("web").is_empty(), "the older has the Service");
+    let concerned = caches.apply_elasti(elasti("grpc", "grpc", "web"));
+    assert_eq!(concerned.len(), 3, "all are looked at");
+    assert_eq!(
+        (shared("web"), shared("grpc")),
+        (vec!["grpc".to_owned()], vec!["web".to_owned(), "younger".to_owned()])
+    );
+    let concerned = caches.apply_elasti(elasti("grpc", "grpc", "other"));
+    assert_eq!((concerned.len(), shared("web"), shared("grpc")), (3, vec![], vec![]));
+    caches.apply_elasti(elasti("grpc", "grpc", "web"));
+    let (concerned, _) = caches.remove_elasti(&ObjectKey::new("n", "grpc"));
+    assert_eq!((concerned.len(), shared("web")), (2, vec![]));
+}

@@ -1,7 +1,7 @@
 //! Whether a target has been idle for its cooldown, as all triggers say.
 //!
-//! Part of the decision: pure. Invariants: what cannot be known never counts as idle, and the last word on a scale-down is about
-//! the time after all connections had begun to pass through resolvers.
+//! Part of the decision: pure. Invariants: what cannot be known never counts as idle, nor does a target that several Services share,
+//! and the last word on a scale-down is about the time after all connections had begun to pass through resolvers.
 
 use std::time::{Duration, Instant};
 
@@ -49,6 +49,10 @@ impl Planner<'_> {
     /// Whether all triggers call the target idle, and have for the cooldown.
     pub(super) fn idle_for_cooldown(&mut self) -> bool {
         let spec = &self.observed.elasti.spec;
+        // Nobody here knows who uses the other Services, or whether what comes to them would be held.
+        if !self.observed.shared_with.is_empty() {
+            return false;
+        }
         if idleness::fault(spec).is_some() || schedule::closed(spec, self.now.timestamp) {
             return false;
         }

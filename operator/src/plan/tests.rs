@@ -23,6 +23,7 @@ mod orders;
 mod partners;
 mod publishing;
 mod schedule;
+mod sharing;
 mod starting;
 mod status;
 mod traffic;
@@ -55,6 +56,7 @@ struct World {
     resolvers: Vec<ResolverObserved>,
     triggers: Option<TriggersObserved>,
     taken_by: Option<String>,
+    shared_with: Vec<String>,
     partners: crate::observed::PartnersObserved,
     partner_waits: bool,
     leading_since: Option<Instant>,
@@ -114,6 +116,7 @@ impl World {
             resolvers: vec![],
             triggers: None,
             taken_by: None,
+            shared_with: vec![],
             partners: crate::observed::PartnersObserved::default(),
             partner_waits: false,
             leading_since: start.checked_sub(Duration::from_hours(1)),
@@ -199,6 +202,7 @@ impl World {
         let observed = Observed {
             elasti: &self.elasti,
             taken_by: self.taken_by.clone(),
+            shared_with: self.shared_with.clone(),
             service: self.service.clone(),
             private: self.private.clone(),
             target: self.target.clone(),

@@ -73,6 +73,27 @@ async fn a_busy_target_stays_up() {
     falls_asleep(&sandbox).await;
 }
 
+/// A bug once: the ElastiService whose Service was idle scaled the target to zero under the clients of the other.
+#[tokio::test]
+async fn a_target_behind_two_services_sleeps_for_neither_until_one_elasti_service_goes() {
+    let cluster = Cluster::new().await;
+    let prometheus = Prometheus::new(Says::Busy).await;
+    let (sandbox, _operator, _resolver) = running(&cluster, &prometheus).await;
+    let target = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"});
+    sandbox.create(service("grpc", json!({"selector": {"app": "web"}}))).await;
+    sandbox.create(ready_endpoint("grpc", "10.1.2.3:80".parse().unwrap())).await;
+    let spec = json!({"cooldownPeriod": COOLDOWN, "triggers": [prometheus.trigger()], "scaleTargetRef": target});
+    sandbox.create(elasti_service("grpc", spec)).await;
+    for (name, other) in [("web", "grpc"), ("grpc", "web")] {
+        let message = sandbox.until_reason(name, "Ready", "TargetShared").await;
+        assert!(message.contains(&format!("ElastiService {other}")), "{message}");
+    }
+    prometheus.say(Says::Idle);
+    stays_up(&sandbox, &prometheus).await;
+    sandbox.delete::<ElastiService>("grpc").await;
+    falls_asleep(&sandbox).await;
+}
+
 #[tokio::test]
 async fn a_target_sleeps_only_when_all_triggers_agree() {
     let cluster = Cluster::new().await;

@@ -83,6 +83,8 @@ pub struct Snapshot {
     pub service: Option<ServiceObserved>,
     /// See [`crate::observed::Observed`].
     pub private: Option<ServiceObserved>,
+    /// A Service of the private one's name is there, whoever has made it.
+    pub private_found: bool,
     /// See [`crate::observed::Observed`].
     pub target: TargetState,
     /// How the API server calls the target's kind; `None` before it is known.
@@ -187,6 +189,7 @@ impl Caches {
                 .get(&private_key)
                 .filter(|private| private.owner_uid.as_deref() == Some(uid))
                 .cloned(),
+            private_found: tables.services.contains_key(&private_key),
             target: tables.target(&elasti),
             target_resource: tables.resource(&Kind::of(&elasti.spec.scale_target_ref)),
             autoscaler: tables.autoscaler(key, &elasti),

@@ -22,6 +22,12 @@ fn ports(public: &ServiceObserved) -> Vec<ServicePort> {
     public.spec_ports.iter().map(|port| ServicePort { node_port: None, ..port.clone() }).collect()
 }
 
+/// What is merged into a private Service that is there, before it is applied: that alone would leave ports that another manager has
+/// written, such as KubeElasti, or this very patch.
+pub fn ports_alone(public: &ServiceObserved) -> serde_json::Value {
+    serde_json::json!({"spec": {"ports": ports(public)}})
+}
+
 /// The private Service as it is applied. It belongs to the ElastiService and goes with it.
 pub fn object(public: &ServiceObserved, elasti: &ElastiService) -> Service {
     Service {

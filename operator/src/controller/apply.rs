@@ -106,8 +106,12 @@ impl Controller {
             Action::ApplyPrivateService => {
                 if let Some(public) = &snapshot.service {
                     let api: Api<Service> = Api::namespaced(client(), namespace);
-                    let object = private::object(public, elasti);
-                    api.patch(&private_service(&elasti.spec.service), &apply, &Patch::Apply(object)).await?;
+                    let name = private_service(&elasti.spec.service);
+                    if snapshot.private_found {
+                        let alone = PatchParams { field_manager: Some(REPORTER.to_owned()), ..PatchParams::default() };
+                        gone(api.patch(&name, &alone, &Patch::Merge(private::ports_alone(public))).await)?;
+                    }
+                    api.patch(&name, &apply, &Patch::Apply(private::object(public, elasti))).await?;
                 }
             }
             Action::DeletePrivateServices(names) => {

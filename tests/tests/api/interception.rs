@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use elasti_api::names::{INTERCEPTION_PORT_MAX, INTERCEPTION_PORT_MIN, resolver_slice};
+use elasti_api::names::{INTERCEPTION_PORT_MAX, INTERCEPTION_PORT_MIN, private_service, resolver_slice};
 use elasti_tests::api::{
     Cluster, Sandbox, condition, deployment, elasti_service, host_address, interception_port, ready_endpoint, reason,
     service, until,
@@ -72,17 +72,20 @@ async fn a_target_that_was_at_zero_before_is_published_once_a_resolver_listens()
     assert_eq!(slice["ports"], expected);
 }
 
+/// The private Service of `web`, if it has the ports and the selector of the public one.
+async fn private_like_public(sandbox: &Sandbox) -> Option<Value> {
+    let (public, private) = (sandbox.get::<Service>("web").await?, sandbox.private("web").await?);
+    let same = ["ports", "selector"].iter().all(|field| private["spec"][field] == public["spec"][field]);
+    same.then_some(private)
+}
+
 #[tokio::test]
 async fn the_private_service_follows_ports_and_selector_of_the_public_one() {
     let cluster = Cluster::new().await;
     let sandbox = cluster.sandbox().await;
     let _operator = cluster.operator("a", &[]).await;
     sleeping(&sandbox, "web").await;
-    let follows = async || {
-        let (public, private) = (sandbox.get::<Service>("web").await?, sandbox.private("web").await?);
-        let same = ["ports", "selector"].iter().all(|field| private["spec"][field] == public["spec"][field]);
-        same.then_some(private)
-    };
+    let follows = async || private_like_public(&sandbox).await;
     let private = until("a private Service like the public one", follows).await;
     assert_eq!(private["spec"]["type"], "ClusterIP");
     let before = sandbox.until("web", "a port", |elasti| elasti["status"]["ports"].is_array()).await;
@@ -97,6 +100,24 @@ async fn the_private_service_follows_ports_and_selector_of_the_public_one() {
     let two = |elasti: &Value| elasti["status"]["ports"].as_array().is_some_and(|ports| ports.len() == 2);
     let after = sandbox.until("web", "two ports", two).await;
     assert_eq!(interception_port(&after, 80), interception_port(&before, 80), "a port that stays keeps its own");
+}
+
+/// A bug once: ports that KubeElasti had written stayed beside ours; where they had no names, ours were refused again and again.
+#[tokio::test]
+async fn a_private_service_that_somebody_else_has_made_follows_the_public_one_too() {
+    let cluster = Cluster::new().await;
+    let sandbox = cluster.sandbox().await;
+    let former = json!({"ports": [{"port": 79}], "selector": {"app": "former", "tier": "front"}});
+    sandbox.create(service(&private_service("web"), former)).await;
+    sandbox.create(deployment("web", 0)).await;
+    sandbox.create(service("web", json!({"ports": [{"port": 80}]}))).await;
+    sandbox.create(elasti_service("web", json!({}))).await;
+    let _operator = cluster.operator("a", &[]).await;
+    until("the private Service to be taken over", async || private_like_public(&sandbox).await).await;
+    for ports in [json!([{"port": 81}]), json!([{"name": "a", "port": 82}, {"name": "b", "port": 83}])] {
+        sandbox.patch::<Service>("web", &json!({"spec": {"ports": ports}})).await;
+        until("the private Service to follow", async || private_like_public(&sandbox).await).await;
+    }
 }
 
 #[tokio::test]

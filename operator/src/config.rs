@@ -11,6 +11,8 @@ use elasti_runtime::config::Faults;
 use elasti_runtime::reporting::Reporting;
 use elasti_runtime::telemetry::{Format, Level};
 
+use crate::slices::ENDPOINTS_MAX;
+
 /// Puts idle targets to sleep, wakes them, and tells the resolvers.
 ///
 /// Every flag can be given as environment variable too: `--operator-port` is `ELASTI_OPERATOR_PORT`. Names of `KubeElasti`
@@ -154,9 +156,6 @@ pub struct Config {
 /// The longest that a connection may be held.
 const HOLD_TIMEOUT_MAX: Duration = Duration::from_hours(24);
 
-/// Most addresses that Kubernetes allows in one EndpointSlice.
-const SLICE_ENDPOINTS_MAX: usize = 1000;
-
 impl Config {
     /// Checks everything and reports every fault.
     pub fn new(arguments: &Arguments) -> Result<Self, Faults> {
@@ -266,8 +265,8 @@ fn hold(arguments: &Arguments, faults: &mut Faults) -> HoldPolicy {
 fn max_slice_endpoints(text: &str, faults: &mut Faults) -> usize {
     const FLAG: &str = "--max-slice-endpoints";
     let number = faults.parse(FLAG, text).unwrap_or(1);
-    if !(1..=SLICE_ENDPOINTS_MAX).contains(&number) {
-        faults.add(FLAG, format_args!("{number} must be 1 to {SLICE_ENDPOINTS_MAX}, which a slice holds at the most"));
+    if !(1..=ENDPOINTS_MAX).contains(&number) {
+        faults.add(FLAG, format_args!("{number} must be 1 to {ENDPOINTS_MAX}, which a slice holds at the most"));
     }
     number
 }

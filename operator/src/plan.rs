@@ -613,7 +613,8 @@ impl Planner<'_> {
             }
         }
         // Where no resolver is left, the last known ones stay: an empty slice is a refused connection for sure.
-        let kept: Vec<&str> = own.iter().map(|slice| slice.name.as_str()).collect();
+        let kept = own.iter().filter(|slice| keeps_all || !slices::emptied(slice, &wanted));
+        let kept: Vec<&str> = kept.map(|slice| slice.name.as_str()).collect();
         self.withdraw(&kept);
     }
 

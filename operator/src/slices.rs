@@ -2,6 +2,7 @@
 //!
 //! Pure: [`desired`] says what shall be there, [`object`] how it is written, [`observed`] how it is read back.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
@@ -20,6 +21,9 @@ pub const MANAGED_BY: &str = "elasti-operator";
 /// Label with the UID of the ElastiService that an object of ours belongs to.
 pub const OWNER_LABEL: &str = "elasti.truefoundry.com/elastiservice-uid";
 
+/// The most endpoints that the API server lets into one slice (`maxEndpoints` in the validation of Kubernetes 1.34).
+pub const ENDPOINTS_MAX: usize = 1000;
+
 /// The resolvers that may stand in a Service's slices: listening for it and not about to leave.
 pub fn eligible(resolvers: &[ResolverObserved], revision: u64) -> impl Iterator<Item = &ResolverObserved> {
     resolvers.iter().filter(move |resolver| {
@@ -27,9 +31,9 @@ pub fn eligible(resolvers: &[ResolverObserved], revision: u64) -> impl Iterator<
     })
 }
 
-/// The slices that shall be there: one per address family that has resolvers. At most `limit` resolvers each, chosen by
-/// rendezvous hashing so that a resolver that comes or goes moves as few as possible; all of them where a traffic policy
-/// is `Local`, since then only the endpoints of a client's own node count.
+/// The slices that shall be there: one per address family that has resolvers, more where one cannot hold them all. At most `limit`
+/// resolvers, chosen by rendezvous hashing so that a resolver that comes or goes moves as few as possible; all of them where a traffic
+/// policy is `Local`, since then only the endpoints of a client's own node count.
 pub fn desired(observed: &Observed<'_>, service: &ServiceObserved, limit: usize) -> Vec<ResolverSlice> {
     let status = observed.elasti.status.clone().unwrap_or_default();
     let name = &observed.elasti.spec.service;
@@ -44,8 +48,8 @@ pub fn desired(observed: &Observed<'_>, service: &ServiceObserved, limit: usize)
     }
     [false, true]
         .into_iter()
-        .filter_map(|ipv6| {
-            let mut endpoints: Vec<ResolverEndpoint> = candidates
+        .flat_map(|ipv6| {
+            let endpoints: BTreeSet<ResolverEndpoint> = candidates
                 .iter()
                 .flat_map(|resolver| {
                     let node = resolver.identity.node.clone();
@@ -58,16 +62,50 @@ pub fn desired(observed: &Observed<'_>, service: &ServiceObserved, limit: usize)
                 .filter(|endpoint| endpoint.address.is_ipv6() == ipv6)
                 .filter(|_| service.cluster_ips.iter().any(|ip| ip.is_ipv6() == ipv6))
                 .collect();
-            endpoints.sort();
-            (!endpoints.is_empty()).then(|| ResolverSlice {
-                name: names::resolver_slice(name, ipv6),
+            let present = observed.slices.iter().filter(|slice| slice.service == *name && slice.ipv6 == ipv6);
+            let slice = |(called, endpoints)| ResolverSlice {
+                name: called,
                 service: name.clone(),
                 ipv6,
                 endpoints,
                 ports: ports.clone(),
-            })
+            };
+            spread(&names::resolver_slice(name, ipv6), endpoints, present).into_iter().map(slice).collect::<Vec<_>>()
         })
         .collect()
+}
+
+/// The names of slices with their endpoints, sorted. Who stands in a slice stays there: whoever comes or goes changes one slice, and
+/// nobody is missing while two are written. Room is what is left beside all that are there, since those who go may be kept for a while.
+fn spread<'a>(
+    first: &str,
+    mut endpoints: BTreeSet<ResolverEndpoint>,
+    present: impl Iterator<Item = &'a ResolverSlice>,
+) -> Vec<(String, Vec<ResolverEndpoint>)> {
+    let mut slices: BTreeMap<String, (usize, Vec<ResolverEndpoint>)> = BTreeMap::new();
+    for slice in present {
+        let staying = slice.endpoints.iter().filter_map(|endpoint| endpoints.take(endpoint)).collect();
+        slices.insert(slice.name.clone(), (ENDPOINTS_MAX.saturating_sub(slice.endpoints.len()), staying));
+    }
+    let mut coming = endpoints.into_iter();
+    for (room, staying) in slices.values_mut() {
+        staying.extend(coming.by_ref().take(*room));
+        staying.sort();
+    }
+    let mut names = (1..).map(|number| if number == 1 { first.to_owned() } else { format!("{first}-{number}") });
+    while coming.len() > 0 {
+        let Some(name) = names.find(|name| !slices.contains_key(name)) else { break };
+        slices.insert(name, (0, coming.by_ref().take(ENDPOINTS_MAX).collect()));
+    }
+    slices.retain(|_, (_, endpoints)| !endpoints.is_empty());
+    slices.into_iter().map(|(name, (_, endpoints))| (name, endpoints)).collect()
+}
+
+/// Whether nobody of a slice of ours is left, while others of its family have somebody: those that have nobody at all stay, for an
+/// empty slice is a refused connection for sure.
+pub fn emptied(slice: &ResolverSlice, wanted: &[ResolverSlice]) -> bool {
+    let mut of_family = wanted.iter().filter(|wanted| wanted.ipv6 == slice.ipv6).peekable();
+    of_family.peek().is_some() && of_family.all(|wanted| wanted.name != slice.name)
 }
 
 /// The slices that change when resolvers which are not connected leave them. The last ones stay, for an empty slice is a

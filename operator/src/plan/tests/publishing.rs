@@ -110,3 +110,84 @@ fn interception_that_another_replica_began_is_not_undone_by_a_leader_who_sees_le
     world.settle();
     assert_eq!(world.status().mode, Some(Mode::Serve), "the target runs after all");
 }
+
+/// Connects resolvers that listen.
+fn connect_many(world: &mut World, numbers: std::ops::Range<u32>) {
+    for number in numbers {
+        world.connect(1);
+        let resolver = world.resolvers.last_mut().unwrap();
+        resolver.identity = Arc::new(Identity {
+            pod: format!("resolver-{number}"),
+            node: format!("node-{number}"),
+            addresses: vec![IpAddr::V4((0x0af8_0000 + number).into())],
+            redirect_disabled: None,
+        });
+    }
+    world.acknowledge();
+    world.settle();
+}
+
+/// In which slice each resolver stands. All do, in one each, and no slice has more than it may.
+fn places(world: &World) -> BTreeMap<IpAddr, String> {
+    assert!(world.slices.iter().all(|slice| (1..=slices::ENDPOINTS_MAX).contains(&slice.endpoints.len())));
+    let endpoints = |slice: &ResolverSlice| slice.endpoints.clone();
+    let told =
+        world.slices.iter().flat_map(|slice| endpoints(slice).into_iter().map(|it| (it.address, slice.name.clone())));
+    let places: BTreeMap<IpAddr, String> = told.collect();
+    let connected: BTreeSet<IpAddr> =
+        world.resolvers.iter().flat_map(|resolver| resolver.identity.addresses.clone()).collect();
+    assert!(places.keys().eq(connected.iter()));
+    assert_eq!(world.slices.iter().map(|slice| slice.endpoints.len()).sum::<usize>(), connected.len());
+    places
+}
+
+/// A bug once: the API server refuses a slice of more than 1,000 endpoints, so such a Service was never intercepted.
+#[test]
+fn more_resolvers_than_a_slice_may_name_stand_in_several_and_whoever_stays_is_not_moved() {
+    let mut world = World::asleep();
+    world.service.as_mut().unwrap().local_traffic_policy = true;
+    world.resolvers.clear();
+    connect_many(&mut world, 0..1_500);
+    let before = places(&world);
+    let names: BTreeSet<&String> = before.values().collect();
+    assert_eq!(names.len(), 2);
+    let first = elasti_api::names::resolver_slice("web", false);
+    assert!(names.contains(&first));
+
+    // One in three goes, and some come.
+    let mut number = 0;
+    world.resolvers.retain(|_| {
+        number += 1;
+        number % 3 != 0
+    });
+    connect_many(&mut world, 1_500..1_600);
+    let after = places(&world);
+    assert_eq!((after.len(), world.slices.len()), (1_100, 2));
+    assert!(before.iter().all(|(address, slice)| after.get(address).is_none_or(|after| after == slice)));
+
+    // All of one slice go: nothing is left of it.
+    world.resolvers.retain(|resolver| after[&resolver.identity.addresses[0]] == first);
+    world.settle();
+    assert!(places(&world).values().all(|slice| *slice == first));
+    // And those of the last one: it stays, with whom it has.
+    world.resolvers.clear();
+    world.settle();
+    assert_eq!(world.slices.len(), 1);
+}
+
+#[test]
+fn a_new_leader_leaves_slices_whose_resolvers_have_not_connected_to_it_yet() {
+    let mut world = World::asleep();
+    world.service.as_mut().unwrap().local_traffic_policy = true;
+    world.resolvers.clear();
+    connect_many(&mut world, 0..1_100);
+    let before = places(&world);
+    let first = elasti_api::names::resolver_slice("web", false);
+    world.leading_since = Some(world.now().instant);
+    world.resolvers.retain(|resolver| before[&resolver.identity.addresses[0]] == first);
+    world.settle();
+    assert_eq!(world.slices.len(), 2);
+    world.pass(LEADER_GRACE);
+    world.settle();
+    assert_eq!(world.slices.len(), 1);
+}

@@ -347,7 +347,9 @@ impl Concern for Controller {
     fn forget(&self, key: &ObjectKey, uid: &str) {
         self.parts.metrics.forget(key);
         self.parts.publication.remove(uid);
-        self.ports.release(uid);
+        if self.leads().leader {
+            self.ports.release(uid);
+        }
         self.pods.forget(uid);
         self.sources.forget(uid);
         let mut state = self.state();

@@ -2,6 +2,7 @@
 //!
 //! A new holder reads every status uncached before it allocates: its caches may lag behind what its predecessor wrote.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use elasti_api::v1alpha1::{ElastiService, InterceptedPort};
@@ -31,7 +32,7 @@ impl PortBook {
         Self { apis: scope.apis(client), book: Mutex::default(), released: std::sync::Mutex::default() }
     }
 
-    /// Lets all ports of an ElastiService that is gone rest.
+    /// Lets all ports of an ElastiService that is gone rest. For the Lease holder: a new one reads who is there.
     pub(super) fn release(&self, uid: &str) {
         self.released.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((uid.to_owned(), Instant::now()));
     }
@@ -47,15 +48,22 @@ impl PortBook {
         let uid = elasti.metadata.uid.as_deref().unwrap_or_default();
         let mut book = self.book.lock().await;
         if book.read_in != Some(epoch) {
+            let mut uids = HashSet::new();
             for api in &self.apis {
                 let all = api.list(&ListParams::default()).await?;
-                for other in all.items.into_iter().filter_map(|guard| guard.0.ok()) {
-                    let uid = other.metadata.uid.unwrap_or_default();
-                    for port in other.status.unwrap_or_default().ports {
-                        book.ports.claim(port.interception_port, &uid);
+                for guard in all.items {
+                    let metadata = match &guard.0 {
+                        Ok(it) => &it.metadata,
+                        Err(it) => &it.metadata,
+                    };
+                    let uid = metadata.uid.clone().unwrap_or_default();
+                    for port in guard.0.ok().and_then(|other| other.status).unwrap_or_default().ports {
+                        book.ports.claim(port.interception_port, &uid, port.port);
                     }
+                    uids.insert(uid);
                 }
             }
+            book.ports.release_others(&uids, Instant::now());
             book.read_in = Some(epoch);
         }
         let released = std::mem::take(&mut *self.released.lock().unwrap_or_else(std::sync::PoisonError::into_inner));

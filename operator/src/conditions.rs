@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::observed::{Addressing, ObjectKey, Observed, PartnersObserved, ServiceObserved, TargetState, Verdict};
 use crate::plan::{self, published};
-use crate::{autoscaler, idleness, probes, schedule};
+use crate::{idleness, probes, schedule};
 
 /// A condition's reason and message.
 type Cause = (&'static str, String);
@@ -117,8 +117,8 @@ fn trigger_fault(observed: &Observed<'_>) -> Option<Cause> {
 }
 
 fn autoscaler_fault(observed: &Observed<'_>) -> Option<Cause> {
-    let named = observed.elasti.spec.autoscaler.as_ref().and_then(autoscaler::Kind::of);
-    plan::autoscaler::fault(&observed.autoscaler, named).map(|(_, reason, message)| (reason, message))
+    plan::autoscaler::fault(&observed.autoscaler, observed.elasti.spec.autoscaler.as_ref())
+        .map(|(_, reason, message)| (reason, message))
 }
 
 fn probe_fault(observed: &Observed<'_>) -> Option<Cause> {

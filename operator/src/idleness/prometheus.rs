@@ -87,10 +87,12 @@ impl Prometheus {
 
     /// Whether the target of an ElastiService in this namespace is idle.
     pub(super) async fn ask(&self, namespace: &str, metadata: &PrometheusMetadata, cooldown: Duration) -> Verdict {
-        let address = metadata.server_address.as_deref().or(self.defaults.server_address.as_deref());
-        let place = self.places.at(address.unwrap_or_default());
+        let address = metadata.server_address.as_deref().or(self.defaults.server_address.as_deref()).unwrap_or_default();
+        let place = self.places.at(address);
         let Ok(Ok(_place)) = tokio::time::timeout(PLACE_PATIENCE, place.acquire_owned()).await else {
-            return Verdict::Unknown("Prometheus does not answer as fast as it is asked".to_owned());
+            return Verdict::Unknown(format!(
+                "{address} does not answer as fast as {PLACES} triggers at once ask it; give it more CPU, or raise --polling-interval"
+            ));
         };
         let asked = async {
             let server = self.server(namespace, metadata).await?;
@@ -99,7 +101,10 @@ impl Prometheus {
         match tokio::time::timeout(TIMEOUT, asked).await {
             Ok(Ok(value)) => judge(value, metadata.threshold),
             Ok(Err(why)) => Verdict::Unknown(why),
-            Err(_) => Verdict::Unknown(format!("Prometheus did not answer within {} s", TIMEOUT.as_secs())),
+            Err(_) => Verdict::Unknown(format!(
+                "{address} did not answer within {} s; see whether it is up and the operator may reach it",
+                TIMEOUT.as_secs()
+            )),
         }
     }
 
@@ -163,7 +168,10 @@ impl Server<'_> {
         let up = uptime(filter, cooldown);
         let (up, value) = futures::future::try_join(self.query(&up), self.query(&metadata.query)).await?;
         if (up - 1.0).abs() > f64::EPSILON {
-            return Err(format!("Prometheus was not up for the whole cooldown, as up{{{filter}}} says"));
+            return Err(format!(
+                "{} was not up for the whole cooldown, as its up{{{filter}}} says; if it was, set uptimeFilter to what selects its own series of up",
+                self.address
+            ));
         }
         Ok(value)
     }

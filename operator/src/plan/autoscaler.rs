@@ -4,6 +4,8 @@
 //! changed; a pause of ours goes when the target is above zero without a scale-down in progress, and with the
 //! ElastiService.
 
+use elasti_api::v1alpha1::AutoscalerRef;
+
 use super::{Action, Planner};
 use crate::autoscaler::{AutoscalerObserved, AutoscalerState, Kind, Pause, Wish};
 
@@ -26,11 +28,8 @@ impl Planner<'_> {
 
     /// Whether the autoscaler, or what is known of it, forbids sleep.
     pub(super) fn autoscaler_forbids_sleep(&self) -> bool {
-        fault(&self.observed.autoscaler, self.reference_kind()).is_some_and(|(forbids, ..)| forbids)
-    }
-
-    fn reference_kind(&self) -> Option<Kind> {
-        self.observed.elasti.spec.autoscaler.as_ref().and_then(Kind::of)
+        let named = self.observed.elasti.spec.autoscaler.as_ref();
+        fault(&self.observed.autoscaler, named).is_some_and(|(forbids, ..)| forbids)
     }
 
     /// Keeps pauses of ours as the target's scale asks for.
@@ -80,14 +79,15 @@ impl Planner<'_> {
 }
 
 /// What is wrong with the autoscaler that an ElastiService names: whether it forbids sleep, a word, and a sentence with
-/// cause and cure. `named` is the kind that `spec.autoscaler` names.
-pub(crate) fn fault(state: &AutoscalerState, named: Option<Kind>) -> Option<(bool, &'static str, String)> {
+/// cause and cure. `named` is what `spec.autoscaler` names.
+pub(crate) fn fault(state: &AutoscalerState, named: Option<&AutoscalerRef>) -> Option<(bool, &'static str, String)> {
     const AWAKE: &str = "the target is not put to sleep meanwhile";
-    match (state, named) {
+    let name = named.map(|named| named.name.as_str()).unwrap_or_default();
+    match (state, named.and_then(Kind::of)) {
         (AutoscalerState::Missing, Some(Kind::ScaledObject)) => Some((
             true,
             "AutoscalerNotFound",
-            format!("there is no ScaledObject of the name in spec.autoscaler; create it or correct the name; {AWAKE}"),
+            format!("there is no ScaledObject {name}; create it or correct spec.autoscaler; {AWAKE}"),
         )),
         (AutoscalerState::Unread(why), Some(Kind::ScaledObject)) => {
             Some((true, "AutoscalerNotFound", format!("{why}; {AWAKE}")))

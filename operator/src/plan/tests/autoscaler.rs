@@ -148,6 +148,9 @@ fn an_autoscaler_that_cannot_be_paused_keeps_its_target_up_and_no_client_waiting
         world.autoscaler = state;
         assert!(!scales_down(&world.fall_asleep()));
         assert_eq!((ready_reason(&world).as_str(), world.status().mode), ("AutoscalerNotFound", Some(Mode::Serve)));
+        let (named, told) = (world.elasti.spec.autoscaler.clone().unwrap().name, &world.status().conditions[0].message);
+        let missing = world.autoscaler == AutoscalerState::Missing;
+        assert!(!missing || told.contains(&format!("no ScaledObject {named};")), "{told}");
         world.scale(0);
         world.ready = false;
         world.resolvers[0].traffic.held = 1;

@@ -87,7 +87,8 @@ impl Prometheus {
 
     /// Whether the target of an ElastiService in this namespace is idle.
     pub(super) async fn ask(&self, namespace: &str, metadata: &PrometheusMetadata, cooldown: Duration) -> Verdict {
-        let address = metadata.server_address.as_deref().or(self.defaults.server_address.as_deref()).unwrap_or_default();
+        let address =
+            metadata.server_address.as_deref().or(self.defaults.server_address.as_deref()).unwrap_or_default();
         let place = self.places.at(address);
         let Ok(Ok(_place)) = tokio::time::timeout(PLACE_PATIENCE, place.acquire_owned()).await else {
             return Verdict::Unknown(format!(
@@ -118,7 +119,9 @@ impl Prometheus {
         let authorization = match &metadata.authorization_secret {
             Some(secret) => Some(self.secrets.value(namespace, secret).await?),
             // For that address, and for no other.
-            None => self.defaults.authorization.clone().filter(|_| default == Some(address)),
+            None => {
+                self.defaults.authorization.clone().filter(|_| default.is_some_and(|default| same(default, address)))
+            }
         };
         if let Some(authorization) = authorization {
             let mut value = HeaderValue::try_from(authorization)
@@ -207,6 +210,11 @@ fn uptime(filter: &str, cooldown: Duration) -> String {
     let seconds = cooldown.as_secs_f64().ceil();
     let step = (seconds / UPTIME_STEPS).clamp(1.0, UPTIME_STEP_MAX).floor();
     format!("min_over_time((max(up{{{filter}}}) or vector(0))[{seconds}s:{step}s])")
+}
+
+/// Whether two addresses are one: a slash at the end says nothing.
+fn same(one: &str, other: &str) -> bool {
+    one.trim_end_matches('/') == other.trim_end_matches('/')
 }
 
 /// The innermost cause: the outer ones only say that a request failed.

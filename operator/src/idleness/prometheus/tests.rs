@@ -96,7 +96,7 @@ fn asking(port: u16, more: &serde_json::Value) -> PrometheusMetadata {
 async fn the_operators_authorization_goes_to_its_own_server_only() {
     let ((own, mut told_own), (other, mut told_other)) = (server(None).await, server(None).await);
     let defaults = Defaults {
-        server_address: Some(format!("http://127.0.0.1:{own}")),
+        server_address: Some(format!("http://127.0.0.1:{own}/")),
         authorization: Some("Bearer of-the-operator".into()),
     };
     let prometheus = prometheus(defaults);

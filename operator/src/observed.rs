@@ -45,8 +45,6 @@ pub struct TargetObserved {
     /// The replicas that it shall have. Absent in the object means 1, as the API says of every kind that is known beforehand; of others
     /// it is what `/scale` says.
     pub spec_replicas: i32,
-    /// The replicas that it has, ready or not.
-    pub status_replicas: i32,
     /// Its pods have addresses of their own: its template says so, and is there to say so.
     pub pod_network: bool,
     /// Labels of its pods, in the form of a label selector; empty when the target does not tell them.
@@ -104,8 +102,6 @@ pub enum Addressing {
 /// A Service, public or private.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ServiceObserved {
-    /// UID.
-    pub uid: String,
     /// Its cluster IPs, one per family; none for a headless Service.
     pub cluster_ips: Vec<IpAddr>,
     /// Its TCP ports. Ports of other protocols are not intercepted.

@@ -77,8 +77,7 @@ impl fmt::Display for OtherKind {
 
 /// What is kept of a target.
 pub fn observed(object: &DynamicObject) -> TargetObserved {
-    let replicas = |path: &str| object.data.pointer(path).and_then(serde_json::Value::as_i64);
-    let count = |value: i64| i32::try_from(value).unwrap_or(i32::MAX);
+    let replicas = object.data.pointer("/spec/replicas").and_then(serde_json::Value::as_i64);
     let selector = object
         .data
         .pointer("/spec/selector")
@@ -91,8 +90,7 @@ pub fn observed(object: &DynamicObject) -> TargetObserved {
     TargetObserved {
         namespace: object.metadata.namespace.clone().unwrap_or_default(),
         name: object.metadata.name.clone().unwrap_or_default(),
-        spec_replicas: count(replicas("/spec/replicas").unwrap_or(1)),
-        status_replicas: count(replicas("/status/replicas").unwrap_or(0)),
+        spec_replicas: replicas.unwrap_or(1).try_into().unwrap_or(i32::MAX),
         pod_network: object.data.pointer("/spec/template/spec").is_some_and(|pod| pod["hostNetwork"] != true),
         selector,
         resource_version: object.metadata.resource_version.clone().unwrap_or_default(),
@@ -107,7 +105,6 @@ pub fn of_scale(key: &ObjectKey, scale: Scale) -> TargetObserved {
         namespace: key.namespace.clone(),
         name: key.name.clone(),
         spec_replicas: scale.spec.and_then(|spec| spec.replicas).unwrap_or(0),
-        status_replicas: status.replicas,
         // Nothing says that they have.
         pod_network: false,
         selector: status.selector.unwrap_or_default(),
@@ -172,11 +169,10 @@ mod tests {
             "apiVersion": "apps/v1", "kind": "Deployment",
             "metadata": {"namespace": "n", "name": "web", "resourceVersion": "7"},
             "spec": {"selector": {"matchLabels": {"app": "web"}}},
-            "status": {"replicas": 2},
         }))
         .unwrap();
         let target = observed(&object);
-        assert_eq!((target.spec_replicas, target.status_replicas), (1, 2), "absent spec.replicas means 1");
+        assert_eq!(target.spec_replicas, 1, "absent spec.replicas means 1");
         assert_eq!((target.selector.as_str(), target.resource_version.as_str()), ("app=web", "7"));
     }
 
@@ -216,7 +212,7 @@ mod tests {
             "status": {"replicas": 1, "selector": "app=web"},
         });
         let target = observed(&serde_json::from_value(rollout).unwrap());
-        assert_eq!((target.spec_replicas, target.status_replicas, target.selector.as_str()), (1, 1, "app=web"));
+        assert_eq!((target.spec_replicas, target.selector.as_str()), (1, "app=web"));
     }
 
     #[test]
@@ -226,7 +222,7 @@ mod tests {
             "spec": {}, "status": {"replicas": 2, "selector": "app=web"},
         });
         let target = of_scale(&ObjectKey::new("n", "web"), serde_json::from_value(scale).unwrap());
-        assert_eq!((target.spec_replicas, target.status_replicas), (0, 2));
+        assert_eq!(target.spec_replicas, 0);
         assert_eq!((target.selector.as_str(), target.resource_version.as_str()), ("app=web", "7"));
     }
 

@@ -22,7 +22,6 @@ pub(super) fn service(service: &Service) -> ServiceObserved {
     let spec_ports = spec.ports.unwrap_or_default();
     let cluster_ips = spec.cluster_ips.unwrap_or_default();
     ServiceObserved {
-        uid: service.metadata.uid.clone().unwrap_or_default(),
         addressing: match spec.type_.as_deref() {
             Some("ExternalName") => Addressing::ExternalName,
             _ if cluster_ips.first().is_some_and(|ip| ip == "None") => Addressing::Headless,

@@ -46,7 +46,7 @@ impl Controller {
         under: &Decided,
         action: Action,
     ) -> anyhow::Result<()> {
-        let what = format!("{action:?}");
+        let name = name_of(&action);
         // Waiting for a turn is no missing answer.
         let _turn = match action {
             Action::ApplyPrivateService => Some(self.services.acquire().await?),
@@ -64,7 +64,6 @@ impl Controller {
             _ => DEADLINE,
         };
         let done = tokio::time::timeout(deadline, self.execute(key, snapshot, under, action)).await;
-        let name = what.split(['(', ' ', '{']).next().unwrap_or_default().to_owned();
         done.with_context(|| format!("{name} got no answer within {} ms", deadline.as_millis()))?
     }
 
@@ -316,6 +315,25 @@ impl Controller {
                 this.look_at(&uid);
             }
         });
+    }
+}
+
+fn name_of(action: &Action) -> &'static str {
+    match action {
+        Action::AddFinalizer => "AddFinalizer",
+        Action::RemoveFinalizer => "RemoveFinalizer",
+        Action::ScaleUp { .. } => "ScaleUp",
+        Action::ScaleDown => "ScaleDown",
+        Action::AllocatePorts(_) => "AllocatePorts",
+        Action::WriteStatus(_) => "WriteStatus",
+        Action::ApplyPrivateService => "ApplyPrivateService",
+        Action::DeletePrivateServices(_) => "DeletePrivateServices",
+        Action::ApplySlice(_) => "ApplySlice",
+        Action::DeleteSlices(_) => "DeleteSlices",
+        Action::AnnotateAutoscaler { .. } => "AnnotateAutoscaler",
+        Action::AskTriggers => "AskTriggers",
+        Action::Diagnose => "Diagnose",
+        Action::Event { .. } => "Event",
     }
 }
 

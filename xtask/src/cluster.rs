@@ -167,6 +167,7 @@ impl Cluster {
         nodes.iter().try_for_each(Node::create)?;
         progress.step("certificates and network namespaces");
         if options.api_server_only {
+            network::leave_interception_ports(&nodes[0])?;
             control_plane::start_api_server(self)?;
             progress.step("API server answers");
             return Ok(());

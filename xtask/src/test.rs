@@ -172,9 +172,6 @@ fn api(args: &Args) -> Result<()> {
     let promtool = promtool::path()?;
     let options = Options { name: args.cluster("elasti-api"), kube_proxy: ProxyMode::default(), api_server_only: true };
     with_cluster(args, &options, |cluster| {
-        // Resolvers listen on interception ports here, so outgoing connections keep clear of them as in a resolver's pod.
-        let mut ports = cluster.command_in_node(1, "sysctl")?;
-        process::run(ports.args(["-q", "-w", "net.ipv4.ip_local_port_range=1024 19999"]))?;
         let mut outcome = Outcome::default();
         for test in tests {
             let mut command = cluster.command_in_node(1, test)?;

@@ -44,6 +44,12 @@ pub(super) fn create(nodes: &[Node; 2]) -> Result<()> {
     Ok(())
 }
 
+/// Keeps outgoing connections clear of interception ports, as in a resolver's pod: where there are no pods, resolvers listen in the
+/// node's own namespace. Before anything connects, since a closed connection keeps its port for a minute.
+pub(super) fn leave_interception_ports(node: &Node) -> Result<()> {
+    inside(&node.namespace(), "sysctl", &["-qw", "net.ipv4.ip_local_port_range=1024 19999"])
+}
+
 /// Removes a node's namespace with all links in it.
 pub(super) fn destroy(node: &Node) -> Result<()> {
     let namespace = node.namespace();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use kube::Client;
+use kube::core::ApiResource;
 use tokio::sync::watch;
 
 use crate::autoscaler;
@@ -14,12 +15,6 @@ use crate::target::Kind;
 
 /// How often it is asked whether the cluster serves Argo Rollouts or KEDA, which may be installed at any time.
 const DISCOVERY_INTERVAL: Duration = Duration::from_secs(30);
-
-/// API group of Argo Rollouts.
-const ROLLOUTS: &str = "argoproj.io";
-
-/// API group of KEDA.
-const KEDA: &str = "keda.sh";
 
 /// Watches everything for ever; calls `complete` once each watch has its first list.
 pub(super) async fn watch(watches: Arc<Watches>, client: Client, caches: &Caches, complete: impl FnOnce()) {
@@ -52,9 +47,10 @@ pub(super) async fn watch(watches: Arc<Watches>, client: Client, caches: &Caches
 
 /// Watches Rollouts once the cluster serves them; until then it is said that it does not.
 async fn watch_rollouts(watches: Arc<Watches>, client: Client, caches: &Caches, complete: watch::Sender<bool>) {
+    let Some(resource) = Kind::Rollout.resource() else { return };
     caches.set_kind_unread(&Kind::Rollout, Some("Rollouts have not been read yet".to_owned()));
-    served(&client, ROLLOUTS, || {
-        let why = format!("the cluster serves no {ROLLOUTS}; install Argo Rollouts, or correct spec.scaleTargetRef");
+    served(&client, &resource, |what| {
+        let why = format!("the cluster serves no {what}; install Argo Rollouts, or correct spec.scaleTargetRef");
         caches.set_kind_unread(&Kind::Rollout, Some(why));
         complete.send_replace(true);
     })
@@ -66,8 +62,8 @@ async fn watch_rollouts(watches: Arc<Watches>, client: Client, caches: &Caches, 
 async fn watch_scaled_objects(watches: Arc<Watches>, client: Client, caches: &Caches, complete: watch::Sender<bool>) {
     const KIND: autoscaler::Kind = autoscaler::Kind::ScaledObject;
     caches.set_autoscalers_unread(KIND, Some("ScaledObjects have not been read yet".to_owned()));
-    served(&client, KEDA, || {
-        let why = format!("the cluster serves no {KEDA}; install KEDA, or remove spec.autoscaler");
+    served(&client, &KIND.resource(), |what| {
+        let why = format!("the cluster serves no {what}; install KEDA, or remove spec.autoscaler");
         caches.set_autoscalers_unread(KIND, Some(why));
         complete.send_replace(true);
     })
@@ -75,20 +71,29 @@ async fn watch_scaled_objects(watches: Arc<Watches>, client: Client, caches: &Ca
     watches.autoscalers(KIND, complete).await;
 }
 
-/// Waits until the cluster serves an API group; calls `absent` each time that it has been found not to.
-async fn served(client: &Client, wanted: &str, absent: impl Fn()) {
+/// Waits until the cluster serves a resource; calls `absent` with what it is each time that it has been found not to. That its API group
+/// is served says nothing: Argo CD's is that of Argo Rollouts.
+async fn served(client: &Client, wanted: &ApiResource, absent: impl Fn(&str)) {
+    let what = format!("{} of {}", wanted.kind, wanted.api_version);
     let mut known = false;
     loop {
-        match client.list_api_groups().await {
-            Ok(groups) if groups.groups.iter().any(|group| group.name == wanted) => return,
-            Ok(_) => {
-                absent();
+        match client.list_api_group_resources(&wanted.api_version).await {
+            Ok(served) if served.resources.iter().any(|resource| resource.name == wanted.plural) => return,
+            Err(error) if !is_not_served(&error) => {
+                tracing::warn!(kind = what, %error, "cannot ask whether the cluster serves it; trying again");
+            }
+            Ok(_) | Err(_) => {
+                absent(&what);
                 known = true;
             }
-            Err(error) => tracing::warn!(%error, "cannot ask which APIs the cluster serves; trying again"),
         }
         tokio::time::sleep(if known { DISCOVERY_INTERVAL } else { Duration::from_secs(1) }).await;
     }
+}
+
+/// Whether the API server serves nothing at a path: it says so in plain text, whose reason kube takes for one that is known.
+fn is_not_served(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
 /// Calls `done` once there is a certificate.

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Mutex;
 
 use elasti_runtime::telemetry::{Format, Level, subscriber};
+use http_body_util::{BodyExt, Full};
 use kube::Client;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,7 +15,11 @@ use crate::testing::{Answer, answer, client, silence};
 
 const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/elasti/leases/elasti-operator";
 
-/// A cluster with nothing in it but what the operator writes.
+const ARGO: &str = "/apis/argoproj.io/v1alpha1";
+
+const KEDA: &str = "/apis/keda.sh/v1alpha1";
+
+/// A cluster with nothing in it but what the operator writes, and with Argo CD, whose API group Argo Rollouts is of too.
 #[derive(Clone, Default)]
 struct Cluster(Arc<Mutex<BTreeMap<String, Value>>>);
 
@@ -32,7 +37,18 @@ impl Cluster {
             "GET" if is_object => {
                 objects.get(&path).map_or_else(|| answer(404, "NotFound"), |object| answer(200, object))
             }
-            "GET" if path == "/apis" => answer(200, json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": []})),
+            "GET" if path == ARGO => {
+                let applications = json!({
+                    "name": "applications", "singularName": "application", "namespaced": true, "kind": "Application", "verbs": ["list"],
+                });
+                let list = json!({"kind": "APIResourceList", "groupVersion": "argoproj.io/v1alpha1", "resources": [applications]});
+                answer(200, list)
+            }
+            // In plain text, as the API server says it of what it does not serve.
+            "GET" if path.starts_with(ARGO) || path.starts_with(KEDA) => {
+                let body = Full::from("404 page not found\n").boxed();
+                http::Response::builder().status(404).body(body).unwrap()
+            }
             "GET" if request.uri.query().is_some_and(|query| query.contains("watch=true")) => silence(),
             "GET" => answer(
                 200,

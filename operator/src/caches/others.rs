@@ -161,7 +161,7 @@ impl Watches {
                     }
                     format!("{other} has no /scale subresource, so it cannot be scaled; correct spec.scaleTargetRef")
                 }
-                Err(kube::Error::Api(status)) if !status.is_not_found() => {
+                Err(kube::Error::Api(status)) if status.code != 404 => {
                     format!("it cannot be asked whether the cluster serves {other} ({status})")
                 }
                 Err(kube::Error::Api(_) | kube::Error::Discovery(_)) => {

@@ -29,6 +29,9 @@ use crate::target::{self, Kind};
 /// has been silent for 5 s longer for dead: so a connection whose other end is gone without a word blinds us for no longer.
 const WATCH_TIMEOUT: u32 = 10;
 
+/// The status with which the API server says that it does not serve a resource.
+const NOT_FOUND: u16 = 404;
+
 /// Waits after failed requests of a watch: they double up to two seconds, since a client may be held for what it would tell.
 /// (The usual ones double up to thirty.)
 struct Retry(Duration);
@@ -137,6 +140,15 @@ fn facts<K: Resource>(events: impl Stream<Item = watcher::Result<Event<K>>>) -> 
     })
 }
 
+/// With which status the API server refuses a list or a watch.
+fn refusal(error: &watcher::Error) -> Option<u16> {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => Some(status.code),
+        _ => None,
+    }
+}
+
 fn forget<T: Hash + Eq + Clone>(known: &mut HashSet<T>, listed: &mut HashSet<T>) -> Vec<T> {
     let gone = known.difference(listed).cloned().collect();
     *known = std::mem::take(listed);
@@ -220,21 +232,26 @@ impl Watches {
     }
 
     /// Watches the targets of a kind that is known beforehand. One that the cluster does not serve is asked for again and again, so that it may
-    /// be installed later.
+    /// be installed later; `complete` is set when the kind is known, or when it is known that it is not served.
     pub async fn targets(self: Arc<Self>, kind: Kind, complete: watch::Sender<bool>) {
         let Some(resource) = kind.resource() else { return };
         let what = format!("{} of {}", resource.kind, resource.api_version);
-        let kind = &kind;
+        let (kind, mut read) = (&kind, false);
         self.caches.set_kind_unread(kind, Some(format!("{what} have not been read yet")));
         self.optional(&resource, |this, fact| match fact {
             Fact::There(object) => this.caches.apply_target(kind, target::observed(&object)),
             Fact::Gone(key) => this.caches.remove_target(kind, &key),
             Fact::Complete => {
+                read = true;
                 complete.send_replace(true);
                 this.caches.set_kind_unread(kind, None)
             }
-            Fact::Failed(_) if *complete.borrow() => Concerned::new(),
+            Fact::Failed(_) if read => Concerned::new(),
             Fact::Failed(error) => {
+                // There are none, and nobody else shall wait for them.
+                if refusal(&error) == Some(NOT_FOUND) {
+                    complete.send_replace(true);
+                }
                 let why = format!(
                     "{what} cannot be read ({error}); install what provides them, or correct spec.scaleTargetRef"
                 );

@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 /// A group of nobody.
 const GROUP: &str = "example.com";
 
+/// The group of Argo Rollouts, and of all that Argo makes.
+const ARGO: &str = "argoproj.io";
+
 fn reference(target: &Value) -> Value {
     json!({"apiVersion": target["apiVersion"], "kind": target["kind"], "name": target["metadata"]["name"]})
 }
@@ -54,7 +57,6 @@ async fn any_kind_with_a_scale_sleeps_and_wakes_once_the_operator_may_scale_it()
 /// Keeps out B23 too: such Rollouts stay intercepted for ever. Argo's controller does not run.
 #[tokio::test]
 async fn a_rollout_with_a_workload_of_its_own_and_no_replicas_sleeps_and_wakes() {
-    const ARGO: &str = "argoproj.io";
     let cluster = Cluster::new().await;
     let scale = json!({"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.HPAReplicas", "labelSelectorPath": ".status.selector"});
     cluster.serve(ARGO, "Rollout", &scale).await;
@@ -72,6 +74,15 @@ async fn a_rollout_with_a_workload_of_its_own_and_no_replicas_sleeps_and_wakes()
     assert_eq!(status, 200, "{answer}");
     until_replicas(&sandbox, &rollout, "replicas", 2).await;
     cluster.serve_no_more(ARGO, "Rollout").await;
+}
+
+#[tokio::test]
+async fn an_operator_starts_where_argo_cd_is_without_argo_rollouts() {
+    let cluster = Cluster::new().await;
+    cluster.serve(ARGO, "Application", &Value::Null).await;
+    // It waits until the operator is ready.
+    let _operator = cluster.operator("a", &[]).await;
+    cluster.serve_no_more(ARGO, "Application").await;
 }
 
 #[tokio::test]

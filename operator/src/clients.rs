@@ -17,6 +17,11 @@ use tower::{BoxError, ServiceBuilder};
 /// lists and watches, which say something at least every 15 s.
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long the API server lets one watch run before it is begun anew where it ended, in seconds: less than [`READ_TIMEOUT`], which
+/// would take one in which nothing happens for dead. The watcher of kube gives one up that has been silent for 5 s longer: so a
+/// connection whose other end is gone without a word blinds us for no longer.
+pub const WATCH_TIMEOUT: u32 = 10;
+
 /// How often the API server is asked for a sign of life on the connection that requests share, so that one that is dead is
 /// found out before the next wake needs it. With [`PING_TIMEOUT`] it is the deadline of a wake's patch: what hangs on a dead
 /// connection is repeated on a new one.

@@ -15,6 +15,8 @@ use kube::runtime::watcher::DefaultBackoff;
 use kube::{Client, ResourceExt};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::clients::WATCH_TIMEOUT;
+
 /// The most watches at once; ElastiServices beyond that wait for their EndpointSlices.
 const WATCHES: usize = 256;
 
@@ -32,10 +34,6 @@ struct Followed {
     pods: Table,
     _watch: AbortOnDropHandle<()>,
 }
-
-/// How long the API server lets one watch run before it is begun anew where it ended, in seconds: less than the time after which a
-/// silent connection is given up.
-const WATCH_TIMEOUT: u32 = 10;
 
 type Table = Arc<Mutex<BTreeMap<String, Arc<Pod>>>>;
 

@@ -9,14 +9,14 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
-use futures::{StreamExt, pin_mut};
+use futures::{Stream, TryStreamExt, pin_mut};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, DefaultBackoff, Event, watcher};
 use kube::{Client, ResourceExt};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::clients::WATCH_TIMEOUT;
 use crate::observed::SourceFault;
 
 /// The most watches at once: scrapers and health checkers of a cluster are of few kinds. Pods of selectors beyond that count.
@@ -158,45 +158,63 @@ fn not_seen(Selected { namespace, labels }: &Selected, error: &str) -> String {
     )
 }
 
+/// Follows the pods of a selector for as long as `state` is kept. A watch that has failed is begun anew with a list: kube's would go on
+/// where it ended and say nothing until a pod changes, and who is looked after by it would be told of a fault that is over.
 async fn watch(client: Client, selected: Selected, state: Weak<Mutex<State>>, changed: impl Fn(&str) + Send + Sync) {
     let api: Api<Pod> = Api::namespaced(client, &selected.namespace);
-    let events = watcher(api, watcher::Config::default().labels(&selected.labels)).default_backoff();
-    pin_mut!(events);
-    let (mut pods, mut listed) = (BTreeMap::new(), BTreeMap::new());
-    while let Some(event) = events.next().await {
-        let mut failed = None;
-        match event {
-            Ok(Event::Init) => {
-                listed.clear();
-                continue;
-            }
-            Ok(Event::InitApply(pod)) => {
-                listed.insert(pod.name_any(), addresses(&pod));
-                continue;
-            }
-            Ok(Event::InitDone) => pods = std::mem::take(&mut listed),
-            Ok(Event::Apply(pod)) => drop(pods.insert(pod.name_any(), addresses(&pod))),
-            Ok(Event::Delete(pod)) => drop(pods.remove(&pod.name_any())),
-            Err(error) => {
-                let Selected { namespace, labels } = &selected;
-                tracing::warn!(namespace, labels, %error, "cannot look at the pods that a trigger ignores; new ones count");
-                failed = Some(error.to_string());
-            }
-        }
-        let Some(state) = state.upgrade() else { return };
-        let news = match failed {
-            Some(error) => News::Failed(error),
-            None if pods.is_empty() => News::NoPod,
-            None => {
-                let known = pods.values().filter(|addresses| !addresses.is_empty());
-                News::Addresses(known.take(PODS).flatten().copied().collect())
-            }
-        };
+    let config = watcher::Config::default().labels(&selected.labels).timeout(WATCH_TIMEOUT);
+    let tell = |news| {
+        let state = state.upgrade()?;
         let concerned = lock(&state).set(&selected, news, Instant::now());
         for uid in &concerned {
             changed(uid);
         }
+        Some(())
+    };
+    let mut backoff = DefaultBackoff::default();
+    loop {
+        let Err(error) = watch_until_failure(watcher(api.clone(), config.clone()), &tell).await else { return };
+        let Selected { namespace, labels } = &selected;
+        tracing::warn!(namespace, labels, %error, "cannot look at the pods that a trigger ignores; new ones count");
+        if tell(News::Failed(error.to_string())).is_none() {
+            return;
+        }
+        tokio::time::sleep(backoff.next().unwrap_or_default()).await;
     }
+}
+
+/// Tells what a watch sees until it fails; ends without an error when nobody is there any more who is told (`tell` is `None`).
+async fn watch_until_failure(
+    events: impl Stream<Item = watcher::Result<Event<Pod>>> + Send,
+    tell: &(impl Fn(News) -> Option<()> + Send + Sync),
+) -> watcher::Result<()> {
+    pin_mut!(events);
+    let (mut pods, mut listed) = (BTreeMap::new(), BTreeMap::new());
+    while let Some(event) = events.try_next().await? {
+        match event {
+            Event::Init => {
+                listed.clear();
+                continue;
+            }
+            Event::InitApply(pod) => {
+                listed.insert(pod.name_any(), addresses(&pod));
+                continue;
+            }
+            Event::InitDone => pods = std::mem::take(&mut listed),
+            Event::Apply(pod) => drop(pods.insert(pod.name_any(), addresses(&pod))),
+            Event::Delete(pod) => drop(pods.remove(&pod.name_any())),
+        }
+        let news = if pods.is_empty() {
+            News::NoPod
+        } else {
+            let known = pods.values().filter(|addresses| !addresses.is_empty());
+            News::Addresses(known.take(PODS).flatten().copied().collect())
+        };
+        if tell(news).is_none() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// The addresses that are a pod's own for now: on its node's network it has none, and one that has ended has none any more.
@@ -264,6 +282,39 @@ mod tests {
         sources.follow(&client, "b", BTreeSet::new(), |_| {});
         assert!(lock(&sources.state).watched.is_empty());
         assert_eq!(lists.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_failed_is_begun_anew_with_a_list_which_ends_its_fault() {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&asked);
+        let client = client(move |request, _| {
+            let query = request.uri.query().unwrap_or_default();
+            let watches = query.contains("watch=");
+            assert!(!watches || query.contains("timeoutSeconds=10"), "within the read timeout: {query}");
+            let mut asked = seen.lock().unwrap();
+            asked.push(watches);
+            match asked.len() {
+                2 => answer(403, "Forbidden"),
+                _ if watches => silence(),
+                _ => {
+                    let pod = pod(&serde_json::json!({"containers": []}), &serde_json::json!({"podIP": "10.1.0.1"}));
+                    answer(200, serde_json::json!({"metadata": {"resourceVersion": "1"}, "items": [pod]}))
+                }
+            }
+        });
+        let (sources, (changed, mut news)) = (Sources::default(), tokio::sync::mpsc::unbounded_channel());
+        let selected = Selected { namespace: "n".into(), labels: "app=x".into() };
+        sources.follow(&client, "a", BTreeSet::from([selected]), move |uid| changed.send(uid.to_owned()).unwrap());
+        for what in ["the pod", "the fault", "its end"] {
+            let told = tokio::time::timeout(std::time::Duration::from_mins(1), news.recv()).await;
+            assert_eq!(told, Ok(Some("a".to_owned())), "{what}");
+        }
+        assert_eq!(sources.faults("a"), []);
+        while asked.lock().unwrap().len() < 4 {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        assert_eq!(asked.lock().unwrap()[..4], [false, true, false, true]);
     }
 
     #[test]

@@ -20,14 +20,11 @@ use tokio::sync::watch;
 
 use super::{Caches, Concerned};
 use crate::autoscaler;
+use crate::clients::WATCH_TIMEOUT;
 use crate::metrics::Watched;
 use crate::observed::ObjectKey;
 use crate::scope::Scope;
 use crate::target::{self, Kind};
-
-/// How long the API server lets one watch run before it is begun anew where it ended, in seconds. The watcher takes one that
-/// has been silent for 5 s longer for dead: so a connection whose other end is gone without a word blinds us for no longer.
-const WATCH_TIMEOUT: u32 = 10;
 
 /// The status with which the API server says that it does not serve a resource.
 const NOT_FOUND: u16 = 404;

@@ -13,8 +13,10 @@ use prometheus::{
 
 use crate::elastiserver::WakeAnswer;
 use crate::observed::ObjectKey;
+use watches::Watches;
 use zero::ZeroTime;
 
+mod watches;
 mod zero;
 
 /// KubeElasti's buckets, in seconds, and finer ones below: a round here takes milliseconds.
@@ -56,7 +58,7 @@ pub struct Metrics {
     scaled: IntCounterVec,
     updates: IntCounterVec,
     finalized: IntCounterVec,
-    watches: IntGaugeVec,
+    watches: Watches,
     watched: IntCounterVec,
     changes: IntCounterVec,
     zero: ZeroTime,
@@ -112,10 +114,7 @@ impl Metrics {
                     &["error"],
                 )?,
             )?,
-            watches: register(
-                registry,
-                gauges("elasti_operator_informer_count", "Watches that have read all objects.", &["informer_name"])?,
-            )?,
+            watches: register(registry, Watches::new()?)?,
             watched: register(
                 registry,
                 counters(
@@ -238,11 +237,11 @@ impl Metrics {
     pub fn watched(&self, kind: &str, what: Watched) {
         match what {
             Watched::Complete => {
-                self.watches.with_label_values(&[kind]).set(1);
+                self.watches.complete(kind);
                 self.watched.with_label_values(&[kind, "add", error_label(true)]).inc();
             }
             Watched::Failed => {
-                self.watches.with_label_values(&[kind]).set(0);
+                self.watches.failed(kind, Instant::now());
                 self.watched.with_label_values(&[kind, "add", error_label(false)]).inc();
             }
             Watched::Changed => self.changes.with_label_values(&[kind, error_label(true)]).inc(),

@@ -215,14 +215,15 @@ impl Caches {
         })
     }
 
-    /// An ElastiService is there or has changed.
-    pub fn apply_elasti(&self, mut elasti: ElastiService) -> Concerned {
-        let Some(key) = project::key(&elasti.metadata) else { return Concerned::new() };
+    /// An ElastiService is there or has changed; the UID of one of its name that is gone too, which was deleted and made again unseen.
+    pub fn apply_elasti(&self, mut elasti: ElastiService) -> (Concerned, Option<String>) {
+        let Some(key) = project::key(&elasti.metadata) else { return (Concerned::new(), None) };
         // As a tree of JSON they are many times the rest.
         elasti.metadata.managed_fields = None;
         let mut tables = self.write();
         let former = tables.other_target(&key);
-        let mut concerned = tables.remove_elasti(&key).map(|(concerned, _)| concerned).unwrap_or_default();
+        let (mut concerned, before) = tables.remove_elasti(&key).unwrap_or_default();
+        let gone = before.filter(|uid| elasti.metadata.uid.as_ref() != Some(uid));
         let elasti = Arc::new(elasti);
         let (service, target) = references(&key, &elasti);
         for partner in wake_with(&key, &elasti) {
@@ -240,7 +241,7 @@ impl Caches {
         concerned.extend(tables.by_target.get(&target).into_iter().flatten().cloned());
         let latter = tables.other_target(&key);
         self.note_others(&mut tables, former.into_iter().chain(latter));
-        concerned
+        (concerned, gone)
     }
 
     /// An ElastiService is gone; its UID too, for those who remember things under it.

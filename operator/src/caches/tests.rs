@@ -211,15 +211,31 @@ fn elasti_services_of_one_target_know_of_each_other_unless_they_name_one_service
     caches.apply_elasti(elasti("web", "web", "web"));
     caches.apply_elasti(elasti("younger", "web", "web"));
     assert!(shared("web").is_empty(), "the older has the Service");
-    let concerned = caches.apply_elasti(elasti("grpc", "grpc", "web"));
+    let (concerned, _) = caches.apply_elasti(elasti("grpc", "grpc", "web"));
     assert_eq!(concerned.len(), 3, "all are looked at");
     assert_eq!(
         (shared("web"), shared("grpc")),
         (vec!["grpc".to_owned()], vec!["web".to_owned(), "younger".to_owned()])
     );
-    let concerned = caches.apply_elasti(elasti("grpc", "grpc", "other"));
+    let (concerned, _) = caches.apply_elasti(elasti("grpc", "grpc", "other"));
     assert_eq!((concerned.len(), shared("web"), shared("grpc")), (3, vec![], vec![]));
     caches.apply_elasti(elasti("grpc", "grpc", "web"));
     let (concerned, _) = caches.remove_elasti(&ObjectKey::new("n", "grpc"));
     assert_eq!((concerned.len(), shared("web")), (2, vec![]));
+}
+
+#[test]
+fn an_elasti_service_that_was_made_anew_unseen_tells_the_uid_that_is_gone() {
+    let caches = Caches::new();
+    let elasti = |uid: &str| {
+        let spec =
+            json!({"service": "web", "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"}});
+        let metadata = json!({"namespace": "n", "name": "web", "uid": uid});
+        serde_json::from_value::<ElastiService>(json!({"metadata": metadata, "spec": spec})).unwrap()
+    };
+    assert_eq!(caches.apply_elasti(elasti("old")).1, None);
+    assert_eq!(caches.apply_elasti(elasti("old")).1, None);
+    let (concerned, gone) = caches.apply_elasti(elasti("new"));
+    assert_eq!((concerned.len(), gone.as_deref()), (1, Some("old")));
+    assert_eq!((caches.by_uid("old"), caches.by_uid("new")), (None, Some(ObjectKey::new("n", "web"))));
 }

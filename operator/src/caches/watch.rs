@@ -184,7 +184,14 @@ impl Watches {
     pub async fn elasti_services(self: Arc<Self>, complete: watch::Sender<bool>) {
         let apis: Vec<Api<DeserializeGuard<ElastiService>>> = self.scope.apis(&self.client);
         self.drive("ElastiService", apis, complete, |this, fact| match fact {
-            Ok(DeserializeGuard(Ok(elasti))) => this.concern.look(this.caches.apply_elasti(elasti)),
+            Ok(DeserializeGuard(Ok(elasti))) => {
+                let key = key(&elasti);
+                let (concerned, gone) = this.caches.apply_elasti(elasti);
+                if let Some(uid) = gone {
+                    this.concern.forget(&key, &uid);
+                }
+                this.concern.look(concerned);
+            }
             Ok(DeserializeGuard(Err(invalid))) => {
                 let key = ObjectKey::new(
                     invalid.metadata.namespace.clone().unwrap_or_default(),

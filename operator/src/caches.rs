@@ -24,6 +24,7 @@ use crate::partners;
 use crate::target::{Kind, OtherKind};
 
 mod autoscalers;
+mod namespaces;
 mod others;
 mod project;
 pub mod watch;

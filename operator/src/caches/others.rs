@@ -80,7 +80,8 @@ impl Watches {
         let kind = &Kind::Other(other.clone());
         let resource = self.discovered(&other).await;
         self.caches.set_resource(kind, resource.clone());
-        let facts = watched(self.scope.dynamic_apis::<PartialObjectMeta<DynamicObject>>(&self.client, &resource));
+        let apis = self.scope.dynamic_apis::<PartialObjectMeta<DynamicObject>>(&self.client, &resource);
+        let facts = watched(apis, self.alone.clone(), false);
         pin_mut!(facts);
         let mut known = named.borrow_and_update().clone();
         let (mut changed, mut complete) = (known.clone(), false);

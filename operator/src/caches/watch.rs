@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use elasti_api::v1alpha1::ElastiService;
 use futures::stream::select_all;
-use futures::{Stream, StreamExt, future, pin_mut};
+use futures::{Stream, StreamExt, pin_mut};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DynamicObject};
@@ -18,6 +18,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, Resource, ResourceExt};
 use tokio::sync::watch;
 
+use super::namespaces::{Completeness, LeftAlone};
 use super::{Caches, Concerned};
 use crate::autoscaler;
 use crate::clients::WATCH_TIMEOUT;
@@ -28,6 +29,15 @@ use crate::target::{self, Kind};
 
 /// The status with which the API server says that it does not serve a resource.
 const NOT_FOUND: u16 = 404;
+
+/// The status with which the API server says that a resource may not be read.
+const FORBIDDEN: u16 = 403;
+
+/// Longer than a watch of the same namespace takes to ask again.
+const READMISSION: Duration = Duration::from_secs(5);
+
+/// The kind whose watches decide which namespaces are left alone.
+const ELASTI_SERVICE: &str = "ElastiService";
 
 /// Waits after failed requests of a watch: they double up to two seconds, since a client may be held for what it would tell.
 /// (The usual ones double up to thirty.)
@@ -77,33 +87,50 @@ impl<K> Fact<K> {
     }
 }
 
-/// What is seen by one watch for each of these. It is complete once each is.
-pub(super) fn watched<K>(apis: Vec<Api<K>>) -> impl Stream<Item = Fact<K>> + Send
+/// What is seen by one watch for each of these. It is complete once each is, but for namespaces that are left alone; the watches of
+/// ElastiServices are those that decide which are.
+pub(super) fn watched<K>(apis: Vec<Api<K>>, alone: LeftAlone, decides: bool) -> impl Stream<Item = Fact<K>> + Send
 where
     K: Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
 {
-    let all = apis.len();
-    let watches = apis.into_iter().enumerate().map(|(number, api)| {
+    let namespaces = apis.iter().map(|api| api.namespace().map(str::to_owned)).collect();
+    let completeness = Completeness::new(namespaces, alone.clone(), decides);
+    let watches = apis.into_iter().enumerate().map(move |(number, api)| {
+        let (namespace, alone) = (api.namespace().filter(|_| decides).map(Arc::<str>::from), alone.clone());
         let events = watcher(api, watcher::Config::default().timeout(WATCH_TIMEOUT)).backoff(Retry::default());
-        facts(events).map(move |fact| (number, fact)).boxed()
+        let facts = facts(events).then(move |fact| after_the_others(namespace.clone(), alone.clone(), fact));
+        facts.map(move |fact| (number, fact)).boxed()
     });
-    together(all, select_all(watches))
+    together(completeness, select_all(watches))
 }
 
-/// Facts of several watches, each told with the number of its watch: complete when every one has been.
+/// Has the ElastiServices of a namespace that was left alone wait until the watches of other kinds, too, can read it: one whose Service
+/// is not known would be intercepted no more.
+async fn after_the_others<K>(namespace: Option<Arc<str>>, alone: LeftAlone, fact: Fact<K>) -> Fact<K> {
+    if let Some(namespace) = namespace
+        && !matches!(fact, Fact::Failed(_))
+        && alone.contains(&namespace)
+    {
+        tokio::time::sleep(READMISSION).await;
+        alone.end(&namespace);
+        tracing::info!(%namespace, "this namespace can be read again and is looked after");
+    }
+    fact
+}
+
+/// Facts of several watches, each told with the number of its watch.
 fn together<K: Send>(
-    all: usize,
+    mut completeness: Completeness,
     facts: impl Stream<Item = (usize, Fact<K>)> + Send,
 ) -> impl Stream<Item = Fact<K>> + Send {
-    let mut complete = HashSet::new();
-    facts.filter_map(move |(number, fact)| {
-        future::ready(match fact {
-            Fact::Complete => {
-                complete.insert(number);
-                (complete.len() == all).then_some(Fact::Complete)
-            }
-            other => Some(other),
-        })
+    facts.flat_map(move |(number, fact)| {
+        let complete = match &fact {
+            Fact::Complete => completeness.listed(number),
+            Fact::Failed(error) if refusal(error) == Some(FORBIDDEN) => completeness.refused(number, Instant::now()),
+            _ => false,
+        };
+        let told = (!matches!(fact, Fact::Complete)).then_some(fact);
+        futures::stream::iter(told.into_iter().chain(complete.then_some(Fact::Complete)))
     })
 }
 
@@ -172,18 +199,19 @@ pub struct Watches {
     pub(super) scope: Scope,
     pub(super) caches: Arc<Caches>,
     pub(super) concern: Arc<dyn Concern>,
+    pub(super) alone: LeftAlone,
 }
 
 impl Watches {
     /// Watches of `scope` that feed `caches` and tell `concern`.
     pub fn new(client: Client, scope: Scope, caches: Arc<Caches>, concern: Arc<dyn Concern>) -> Arc<Self> {
-        Arc::new(Self { client, scope, caches, concern })
+        Arc::new(Self { client, scope, caches, concern, alone: LeftAlone::default() })
     }
 
     /// Watches ElastiServices. One that does not deserialize is named in the log and disturbs no other.
     pub async fn elasti_services(self: Arc<Self>, complete: watch::Sender<bool>) {
         let apis: Vec<Api<DeserializeGuard<ElastiService>>> = self.scope.apis(&self.client);
-        self.drive("ElastiService", apis, complete, |this, fact| match fact {
+        self.drive(ELASTI_SERVICE, apis, complete, |this, fact| match fact {
             Ok(DeserializeGuard(Ok(elasti))) => {
                 let key = key(&elasti);
                 let (concerned, gone) = this.caches.apply_elasti(elasti);
@@ -197,7 +225,7 @@ impl Watches {
                     invalid.metadata.namespace.clone().unwrap_or_default(),
                     invalid.metadata.name.clone().unwrap_or_default(),
                 );
-                this.concern.watched("ElastiService", Watched::Invalid);
+                this.concern.watched(ELASTI_SERVICE, Watched::Invalid);
                 tracing::error!(elastiservice = %key, error = %invalid, "this ElastiService is not valid and is left alone; correct it");
             }
             Err(key) => {
@@ -293,7 +321,8 @@ impl Watches {
     where
         F: FnMut(&Self, Fact<DynamicObject>) -> Concerned + Send,
     {
-        let facts = watched(self.scope.dynamic_apis::<DynamicObject>(&self.client, resource));
+        let facts =
+            watched(self.scope.dynamic_apis::<DynamicObject>(&self.client, resource), self.alone.clone(), false);
         pin_mut!(facts);
         while let Some(fact) = facts.next().await {
             if let Fact::Failed(error) = &fact {
@@ -315,7 +344,7 @@ impl Watches {
         K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
         F: Fn(&Self, Result<K, ObjectKey>) + Send,
     {
-        let facts = watched(apis);
+        let facts = watched(apis, self.alone.clone(), what == ELASTI_SERVICE);
         pin_mut!(facts);
         while let Some(fact) = facts.next().await {
             self.concern.watched(what, fact.counted());
@@ -343,7 +372,9 @@ mod tests {
         };
         let told =
             [(0, service("a")), (0, Fact::Complete), (0, Fact::Complete), (1, service("b")), (1, Fact::Complete)];
-        let facts: Vec<Fact<Service>> = together(2, futures::stream::iter(told)).collect().await;
+        let namespaces = ["a", "b"].map(|name| Some(name.to_owned())).into();
+        let completeness = Completeness::new(namespaces, LeftAlone::default(), true);
+        let facts: Vec<Fact<Service>> = together(completeness, futures::stream::iter(told)).collect().await;
         let complete: Vec<bool> = facts.iter().map(|fact| matches!(fact, Fact::Complete)).collect();
         assert_eq!(complete, [false, false, true]);
     }

@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
+use anyhow::Context as _;
 use elasti_api::v1alpha1::{ElastiService, InterceptedPort};
 use kube::api::ListParams;
 use kube::core::DeserializeGuard;
@@ -50,7 +51,10 @@ impl PortBook {
         if book.read_in != Some(epoch) {
             let mut uids = HashSet::new();
             for api in &self.apis {
-                let all = api.list(&ListParams::default()).await?;
+                let all = api.list(&ListParams::default()).await.with_context(|| {
+                    let whose = api.namespace().map_or_else(String::new, |namespace| format!(" of namespace {namespace}"));
+                    format!("no interception ports are given out while ElastiServices{whose} that may have them cannot be read")
+                })?;
                 for guard in all.items {
                     let metadata = match &guard.0 {
                         Ok(it) => &it.metadata,

@@ -27,6 +27,7 @@ mod autoscalers;
 mod namespaces;
 mod others;
 mod project;
+mod retries;
 pub mod watch;
 
 /// Targets of kinds that are not known beforehand, as ElastiServices name them.

@@ -6,13 +6,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::{TryStreamExt, pin_mut};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, WatchEvent, WatchParams};
 use kube::core::Selector;
+use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::DefaultBackoff;
 use kube::{Client, ResourceExt};
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::clients::WATCH_TIMEOUT;
@@ -22,6 +25,9 @@ const WATCHES: usize = 256;
 
 /// The most pods of one ElastiService that are kept: the first that is ready ends the wait.
 pub const PODS: usize = 16;
+
+/// A watch that ends sooner has failed: the API server lets it run for [`WATCH_TIMEOUT`].
+const SHORTEST: Duration = Duration::from_secs(1);
 
 /// The pods that are looked at, by the UID of their ElastiService.
 #[derive(Default)]
@@ -96,12 +102,21 @@ async fn watch(client: Client, selected: Selected, table: Table, changed: impl F
     let parameters = WatchParams::default().labels_from(&labels).timeout(WATCH_TIMEOUT);
     let (mut version, mut backoff) = (None, DefaultBackoff::default());
     loop {
-        let Err(error) = watch_from(&api, &parameters, &mut version, &table, &changed).await else { continue };
-        tracing::debug!(
-            error = format!("{error:#}"),
-            "cannot look at starting pods; their EndpointSlices tell when they are ready"
-        );
-        version = None;
+        let begun = Instant::now();
+        match watch_from(&api, &parameters, &mut version, &table, &changed).await {
+            Ok(()) if begun.elapsed() >= SHORTEST => {
+                backoff.reset();
+                continue;
+            }
+            Ok(()) => {}
+            Err(error) => {
+                tracing::debug!(
+                    error = format!("{error:#}"),
+                    "cannot look at starting pods; their EndpointSlices tell when they are ready"
+                );
+                version = None;
+            }
+        }
         tokio::time::sleep(backoff.next().unwrap_or_default()).await;
     }
 }
@@ -192,12 +207,28 @@ mod tests {
             news.recv().await.unwrap();
         }
         while lock(&asked).len() < 5 {
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         assert_eq!(*lock(&asked), ["0", "5", "9", "0", "20"]);
         let names: Vec<_> = pods.of("uid").iter().map(|pod| pod.name_any()).collect();
         assert_eq!(names, ["c"], "what is not known any more is gone");
         pods.follow(&client, "uid", None, || {});
         assert_eq!(pods.of("uid"), Vec::<Arc<Pod>>::new());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_is_ended_at_once_is_begun_anew_ever_more_slowly() {
+        let asked = Arc::new(Mutex::new(0));
+        let seen = Arc::clone(&asked);
+        let client = client(move |_, _| {
+            *lock(&seen) += 1;
+            assert!(*lock(&seen) < 1000, "a storm");
+            events(&[])
+        });
+        let pods = Pods::default();
+        pods.follow(&client, "uid", Some(selected()), || {});
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        let asked = *lock(&asked);
+        assert!((2..20).contains(&asked), "{asked} times in a minute");
     }
 }

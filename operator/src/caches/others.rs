@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt, pin_mut, stream};
 use k8s_openapi::api::autoscaling::v1::Scale;
@@ -18,15 +18,13 @@ use kube::discovery::{Scope as ObjectScope, pinned_kind};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::retries::Retries;
 use super::watch::{Fact, Watches, key, watched};
 use crate::observed::ObjectKey;
 use crate::target::{self, Kind, OtherKind};
 
 /// How often it is asked whether the cluster serves a kind, which may be installed at any time.
 const DISCOVERY_INTERVAL: Duration = Duration::from_secs(10);
-
-/// After a `/scale` could not be read.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// `/scale` is read of so many targets at once: thousands at the start must not take the API server's attention from wakes.
 const READS: usize = 8;
@@ -85,10 +83,13 @@ impl Watches {
         pin_mut!(facts);
         let mut known = named.borrow_and_update().clone();
         let (mut changed, mut complete) = (known.clone(), false);
+        let mut retries = Retries::default();
         loop {
-            if complete && !changed.is_empty() {
-                changed = self.read(kind, &resource, changed).await;
+            if complete {
+                changed.extend(retries.due(Instant::now()));
+                self.read(kind, &resource, std::mem::take(&mut changed), &mut retries).await;
             }
+            let next = retries.next();
             tokio::select! {
                 fact = facts.next() => {
                     let Some(fact) = fact else { return };
@@ -102,6 +103,7 @@ impl Watches {
                         }
                         Fact::Gone(key) => {
                             changed.remove(&key);
+                            retries.forget(&key);
                             self.concern.look(self.caches.remove_target(kind, &key));
                         }
                         Fact::Complete => {
@@ -121,31 +123,36 @@ impl Watches {
                     let now = named.borrow_and_update().clone();
                     changed.extend(now.difference(&known).cloned());
                     changed.retain(|key| now.contains(key));
+                    known.difference(&now).for_each(|dropped| retries.forget(dropped));
                     known = now;
                 }
-                () = tokio::time::sleep(RETRY), if complete && !changed.is_empty() => {}
+                () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => {}
             }
         }
     }
 
-    /// Reads the `/scale` of these targets; returns those of which it could not be read.
-    async fn read(&self, kind: &Kind, resource: &ApiResource, targets: BTreeSet<ObjectKey>) -> BTreeSet<ObjectKey> {
+    /// Reads the `/scale` of these targets.
+    async fn read(&self, kind: &Kind, resource: &ApiResource, targets: BTreeSet<ObjectKey>, retries: &mut Retries) {
         let reads: Vec<_> = targets.into_iter().map(|key| scale(self.client.clone(), resource.clone(), key)).collect();
-        let mut failed = BTreeSet::new();
         let mut reads = stream::iter(reads).buffer_unordered(READS);
         while let Some((scale, key)) = reads.next().await {
             self.concern.look(match scale {
-                Ok(scale) => self.caches.apply_target(kind, target::of_scale(&key, scale)),
-                Err(kube::Error::Api(status)) if status.is_not_found() => self.caches.remove_target(kind, &key),
+                Ok(scale) => {
+                    retries.forget(&key);
+                    self.caches.apply_target(kind, target::of_scale(&key, scale))
+                }
+                Err(kube::Error::Api(status)) if status.is_not_found() => {
+                    retries.forget(&key);
+                    self.caches.remove_target(kind, &key)
+                }
                 Err(error) => {
                     let why = format!("the scale of {} {} cannot be read ({error}); {CURE}", resource.kind, key.name);
                     let concerned = self.caches.set_target_unread(kind, &key, why);
-                    failed.insert(key);
+                    retries.failed(key, Instant::now());
                     concerned
                 }
             });
         }
-        failed
     }
 
     /// Waits until the cluster serves a kind with a `/scale` subresource; until then it is said why it is not scaled.

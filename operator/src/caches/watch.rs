@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use elasti_api::v1alpha1::ElastiService;
 use futures::stream::select_all;
-use futures::{Stream, StreamExt, pin_mut};
+use futures::{Stream, StreamExt, future, pin_mut};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DynamicObject};
@@ -97,8 +97,10 @@ where
     let completeness = Completeness::new(namespaces, alone.clone(), decides);
     let watches = apis.into_iter().enumerate().map(move |(number, api)| {
         let (namespace, alone) = (api.namespace().filter(|_| decides).map(Arc::<str>::from), alone.clone());
-        let events = watcher(api, watcher::Config::default().timeout(WATCH_TIMEOUT)).backoff(Retry::default());
-        let facts = facts(events).then(move |fact| after_the_others(namespace.clone(), alone.clone(), fact));
+        let events = watcher(api, watcher::Config::default().timeout(WATCH_TIMEOUT));
+        // That a list is begun is no success, which would end the waits.
+        let news = events.filter(|event| future::ready(!matches!(event, Ok(Event::Init)))).backoff(Retry::default());
+        let facts = facts(news).then(move |fact| after_the_others(namespace.clone(), alone.clone(), fact));
         facts.map(move |fact| (number, fact)).boxed()
     });
     together(completeness, select_all(watches))
@@ -159,7 +161,11 @@ fn facts<K: Resource>(events: impl Stream<Item = watcher::Result<Event<K>>>) -> 
                 known.remove(&key(&object));
                 vec![Fact::Gone(key(&object))]
             }
-            Err(error) => vec![Fact::Failed(error)],
+            Err(error) => {
+                // A list that was begun is begun anew.
+                listed.clear();
+                vec![Fact::Failed(error)]
+            }
         })
     })
 }
@@ -362,7 +368,26 @@ impl Watches {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
+    use crate::testing::{answer, client};
+
+    /// Keeps out ten requests a second for each kind that may not be read.
+    #[tokio::test(start_paused = true)]
+    async fn lists_that_are_refused_are_repeated_ever_more_slowly() {
+        let asked = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&asked);
+        let client = client(move |_, _| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            answer(403, "Forbidden")
+        });
+        let facts = watched::<Service>(Scope::default().apis(&client), LeftAlone::default(), false);
+        let all = facts.for_each(|_| future::ready(()));
+        assert!(tokio::time::timeout(Duration::from_mins(1), all).await.is_err(), "it never ends");
+        let asked = asked.load(Ordering::Relaxed);
+        assert!((20..40).contains(&asked), "{asked} times in a minute");
+    }
 
     #[tokio::test]
     async fn watches_of_several_namespaces_are_complete_when_each_is() {

@@ -301,11 +301,20 @@ impl Controller {
         let (this, elasti) = (self.clone(), snapshot.elasti.clone());
         self.parts.tasks.spawn(async move {
             let api: Api<Pod> = Api::namespaced(this.parts.clients.requests.clone(), &target.namespace);
-            let pods = api.list(&ListParams::default().labels(&target.selector).limit(DIAGNOSED_PODS)).await;
+            // What the API server has in memory is new enough.
+            let parameters = ListParams::default().labels(&target.selector).limit(DIAGNOSED_PODS).match_any();
+            let pods = api.list(&parameters).await;
             let changed = {
                 let mut state = this.state();
                 state.diagnosing.remove(&uid);
-                let Ok(pods) = pods else { return };
+                let pods = match pods {
+                    Ok(pods) => pods,
+                    Err(error) => {
+                        let name = &target.name;
+                        tracing::warn!(target = %name, %error, "its pods cannot be asked why it is not ready; let the operator list pods");
+                        return;
+                    }
+                };
                 let diagnosis = diagnosis::diagnose(&target.name, &pods.items);
                 let before = state.diagnoses.insert(uid.clone(), diagnosis.clone());
                 before.is_none_or(|before| before.reason != diagnosis.reason).then_some(diagnosis)

@@ -61,8 +61,12 @@ const WATCH_PATIENCE: Duration = Duration::from_secs(1);
 /// The most times that [`UNDONE_WAIT`] doubles: 6.4 s.
 const UNDONE_DOUBLINGS: u32 = 5;
 
-/// A target that shall run and is not ready for this long has its pods looked at, and again after as long.
+/// A target that shall run and is not ready for this long has its pods looked at, and again after as long while somebody waits for
+/// it, else after waits that double.
 const DIAGNOSE_AFTER: Duration = Duration::from_secs(3);
+
+/// The longest of these waits: a target that nobody wants may stay broken for days.
+const DIAGNOSE_LONGEST: Duration = Duration::from_mins(1);
 
 /// The time, on both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +102,8 @@ pub struct Memory {
     unready_since: Option<Instant>,
     /// When the pods were last looked at.
     diagnosed: Option<Instant>,
+    /// How long after that they are again.
+    diagnose_again: Duration,
     /// Since when connections to the target's pods are not known.
     unknown_since: Option<Instant>,
     /// Since when no resolver is connected.
@@ -348,7 +354,7 @@ impl Planner<'_> {
             self.memory.held_since = now;
         }
         if !runs || self.observed.target_ready() {
-            self.memory.unready_since = None;
+            (self.memory.unready_since, self.memory.diagnosed) = (None, None);
         } else if self.memory.unready_since.is_none() {
             self.memory.unready_since = now;
         }
@@ -461,11 +467,14 @@ impl Planner<'_> {
     }
 
     fn diagnose(&mut self) {
+        let first = self.memory.diagnosed.is_none();
+        let wait = if first || self.observed.waited_for() { DIAGNOSE_AFTER } else { self.memory.diagnose_again };
         if self.leads()
             && self.passed(self.memory.unready_since, DIAGNOSE_AFTER)
-            && (self.memory.diagnosed.is_none() || self.passed(self.memory.diagnosed, DIAGNOSE_AFTER))
+            && (first || self.passed(self.memory.diagnosed, wait))
         {
             self.memory.diagnosed = Some(self.now.instant);
+            self.memory.diagnose_again = if first { wait } else { (wait * 2).min(DIAGNOSE_LONGEST) };
             self.check_after(DIAGNOSE_AFTER);
             self.actions.push(Action::Diagnose);
         }

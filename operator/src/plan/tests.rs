@@ -17,6 +17,7 @@ use crate::resolvers::{Ack, Identity, ResolverObserved, Traffic};
 
 mod autoscaler;
 mod deletion;
+mod diagnosis;
 mod draining;
 mod ending;
 mod orders;

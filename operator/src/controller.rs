@@ -128,6 +128,7 @@ impl Controller {
         }
         // Only now: a snapshot that lacks an ElastiService would make resolvers forget it.
         self.parts.publication.set_synced();
+        self.parts.resolvers.open();
         self.complete.send_replace(true);
         self.look_at_all();
     }
@@ -229,6 +230,7 @@ impl Controller {
             slices: snapshot.slices.clone(),
             stale_private: snapshot.stale_private.clone(),
             resolvers: self.parts.resolvers.observed(uid),
+            arrivals: self.parts.resolvers.arrivals(),
             triggers: state.answers.get(uid).and_then(|answer| answer.to(&snapshot.elasti)).cloned(),
             diagnosis: state.diagnoses.get(uid).cloned(),
             partners: snapshot.partners.clone(),

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::autoscaler::{AutoscalerObserved, AutoscalerState};
 use crate::resolvers::ResolverObserved;
+use crate::resolvers::arrivals::Arrivals;
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -271,6 +272,8 @@ pub struct Observed<'a> {
     pub stale_private: Vec<String>,
     /// Every resolver that is connected to this replica.
     pub resolvers: Vec<ResolverObserved>,
+    /// When they came.
+    pub arrivals: Arrivals,
     /// What the triggers said last; `None` before the first answer.
     pub triggers: Option<TriggersObserved>,
     /// What a look at the pods said about a wake that takes long.

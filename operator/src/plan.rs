@@ -42,8 +42,9 @@ mod status;
 /// means that the holder is gone or slow.
 const FOLLOWER_PATIENCE: Duration = Duration::from_millis(300);
 
-/// For this long a new Lease holder takes no resolver out of a slice: they are still connecting to it.
-const LEADER_GRACE: Duration = Duration::from_secs(5);
+/// For this long a new Lease holder leaves a slice as it is although none of those that it names has come yet, if others serve beside
+/// them: of a thousand resolvers the first that come are not those of each slice.
+const FIRST_ARRIVALS: Duration = Duration::from_secs(2);
 
 /// How long a scale-down waits for resolvers that redirect late; after that the slices carry their nodes' connections.
 const REDIRECT_PATIENCE: Duration = Duration::from_secs(5);
@@ -606,25 +607,36 @@ impl Planner<'_> {
             }
             return;
         }
-        let keeps_all = self.age(self.observed.leading_since).is_some_and(|age| age < LEADER_GRACE);
-        if keeps_all {
-            self.check_after(LEADER_GRACE);
-        }
+        let gathering = self.gathering();
         for mut slice in wanted.clone() {
             let present = own.iter().find(|present| present.name == slice.name);
-            if let (true, Some(present)) = (keeps_all, present) {
-                slice.endpoints.extend(present.endpoints.iter().cloned());
-                slice.endpoints.sort();
-                slice.endpoints.dedup();
+            if let (Some(first), Some(present)) = (gathering, present) {
+                let limit = self.settings.max_slice_endpoints;
+                let full = !service.local_traffic_policy && present.endpoints.len() >= limit;
+                slice = slices::meanwhile(present, slice, full, first);
             }
             if present.is_none_or(|present| **present != slice) {
                 self.actions.push(Action::ApplySlice(slice));
             }
         }
         // Where no resolver is left, the last known ones stay: an empty slice is a refused connection for sure.
-        let kept = own.iter().filter(|slice| keeps_all || !slices::emptied(slice, &wanted));
+        let kept = own.iter().filter(|slice| gathering.is_some() || !slices::emptied(slice, &wanted));
         let kept: Vec<&str> = kept.map(|slice| slice.name.as_str()).collect();
         self.withdraw(&kept);
+    }
+
+    /// While resolvers are still coming to a new leader, so that those that are not there are not gone: whether the first may still be
+    /// to come.
+    fn gathering(&mut self) -> Option<bool> {
+        let leading_since = self.observed.leading_since?;
+        let left = self.observed.arrivals.over(leading_since).checked_duration_since(self.now.instant)?;
+        if left.is_zero() {
+            return None;
+        }
+        let begun = self.observed.arrivals.open_since.map_or(leading_since, |open| open.max(leading_since));
+        let first = FIRST_ARRIVALS.saturating_sub(self.now.instant.saturating_duration_since(begun));
+        self.check_after(if first.is_zero() { left } else { first.min(left) });
+        Some(!first.is_zero())
     }
 
     /// Deletes all slices but the named ones.

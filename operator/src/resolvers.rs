@@ -12,8 +12,10 @@ use std::time::Instant;
 use elasti_api::names::{INTERCEPTION_PORT_MAX, INTERCEPTION_PORT_MIN};
 use tokio::sync::broadcast;
 
+use arrivals::Arrivals;
 use statements::Statements;
 
+pub mod arrivals;
 pub mod pace;
 mod statements;
 
@@ -50,6 +52,7 @@ struct Table {
     streams: u64,
     by_pod: BTreeMap<String, Resolver>,
     said: Statements<Said>,
+    arrivals: Arrivals,
 }
 
 #[derive(Debug)]
@@ -123,6 +126,16 @@ impl Resolvers {
         self.table().said.distinct(uid).filter_map(|said| said.held_since).min()
     }
 
+    /// Streams are let in from now on.
+    pub fn open(&self) {
+        self.table().arrivals.open_since.get_or_insert_with(Instant::now);
+    }
+
+    /// When resolvers came.
+    pub fn arrivals(&self) -> Arrivals {
+        self.table().arrivals
+    }
+
     /// What changes from now on.
     pub fn changes(&self) -> Changes {
         Changes { receiver: self.changes.subscribe(), _alive: self.clone() }
@@ -133,7 +146,9 @@ impl Resolvers {
         let pod = identity.pod.clone();
         let stream = {
             let mut table = self.table();
-            table.remove(&pod);
+            if !table.remove(&pod) {
+                table.arrivals.last = Some(Instant::now());
+            }
             table.streams += 1;
             let (stream, number) = (table.streams, table.number());
             let identity = Arc::new(identity);
@@ -318,6 +333,7 @@ impl Drop for Connection {
         }
     }
 }
+
 /// A connected resolver, with what it says about one ElastiService.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolverObserved {

@@ -2,6 +2,7 @@
 //!
 //! Pure: [`desired`] says what shall be there, [`object`] how it is written, [`observed`] how it is read back.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
@@ -43,8 +44,7 @@ pub fn desired(observed: &Observed<'_>, service: &ServiceObserved, limit: usize)
     }
     let mut candidates: Vec<&ResolverObserved> = eligible(&observed.resolvers, status.revision).collect();
     if !service.local_traffic_policy && candidates.len() > limit {
-        candidates.sort_by_key(|resolver| std::cmp::Reverse(weight(observed.uid(), &resolver.identity.pod)));
-        candidates.truncate(limit);
+        candidates = heaviest(candidates, observed.uid(), limit);
     }
     [false, true]
         .into_iter()
@@ -108,6 +108,20 @@ pub fn emptied(slice: &ResolverSlice, wanted: &[ResolverSlice]) -> bool {
     of_family.peek().is_some() && of_family.all(|wanted| wanted.name != slice.name)
 }
 
+/// A slice while resolvers are still coming: nobody leaves it. One that is `full` names some of many, and some of those are enough until
+/// the others are back too; with `first` they may all still be to come. It is not written for each that takes their place meanwhile.
+pub fn meanwhile(present: &ResolverSlice, wanted: ResolverSlice, full: bool, first: bool) -> ResolverSlice {
+    let some = || wanted.endpoints.iter().any(|endpoint| present.endpoints.binary_search(endpoint).is_ok());
+    if full && present.ports == wanted.ports && (first || some()) {
+        return present.clone();
+    }
+    let mut slice = wanted;
+    slice.endpoints.extend(present.endpoints.iter().cloned());
+    slice.endpoints.sort();
+    slice.endpoints.dedup();
+    slice
+}
+
 /// The slices that change when resolvers which are not connected leave them. The last ones stay, for an empty slice is a
 /// refused connection for sure.
 pub fn without_silent(slices: &[&ResolverSlice], resolvers: &[ResolverObserved]) -> Vec<ResolverSlice> {
@@ -137,10 +151,20 @@ fn slice_ports(service: &ServiceObserved, intercepted: &[InterceptedPort]) -> Ve
         .collect()
 }
 
-fn weight(uid: &str, pod: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (uid, pod).hash(&mut hasher);
-    hasher.finish()
+/// The `limit` of them that weigh most for this ElastiService. A weight is asked for once each: there may be a thousand of them, and ten
+/// thousand ElastiServices.
+fn heaviest<'a>(candidates: Vec<&'a ResolverObserved>, uid: &str, limit: usize) -> Vec<&'a ResolverObserved> {
+    let mut of_service = DefaultHasher::new();
+    uid.hash(&mut of_service);
+    let weight = |resolver: &ResolverObserved| {
+        let mut hasher = of_service.clone();
+        resolver.identity.pod.hash(&mut hasher);
+        hasher.finish()
+    };
+    let mut weighed: Vec<_> = candidates.into_iter().map(|resolver| (Reverse(weight(resolver)), resolver)).collect();
+    weighed.select_nth_unstable_by(limit, |(one, a), (other, b)| (one, &a.identity.pod).cmp(&(other, &b.identity.pod)));
+    weighed.truncate(limit);
+    weighed.into_iter().map(|(_, resolver)| resolver).collect()
 }
 
 /// The slice as it is applied. It belongs to the ElastiService and goes with it.

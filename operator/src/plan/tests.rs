@@ -13,6 +13,7 @@ use crate::autoscaler::AutoscalerState;
 use crate::observed::{
     Addressing, DrainingEndpoint, PodEndpoint, ServicePort, SourceFault, TargetObserved, TargetState, TriggersObserved,
 };
+use crate::resolvers::arrivals::{Arrivals, GRACE};
 use crate::resolvers::{Ack, Identity, ResolverObserved, Traffic};
 
 mod autoscaler;
@@ -55,6 +56,7 @@ struct World {
     source_faults: Vec<SourceFault>,
     slices: Vec<ResolverSlice>,
     resolvers: Vec<ResolverObserved>,
+    arrivals: Arrivals,
     triggers: Option<TriggersObserved>,
     taken_by: Option<String>,
     shared_with: Vec<String>,
@@ -115,6 +117,7 @@ impl World {
             source_faults: vec![],
             slices: vec![],
             resolvers: vec![],
+            arrivals: Arrivals::default(),
             triggers: None,
             taken_by: None,
             shared_with: vec![],
@@ -218,6 +221,7 @@ impl World {
             slices: self.slices.clone(),
             stale_private: vec![],
             resolvers: self.resolvers.clone(),
+            arrivals: self.arrivals,
             triggers: self.triggers.clone(),
             diagnosis: None,
             partners: self.partners.clone(),

@@ -28,7 +28,67 @@ fn a_new_leader_takes_no_resolver_out_before_they_had_time_to_connect() {
     world.resolvers.remove(0);
     world.settle();
     assert_eq!(world.slices[0].endpoints.len(), 2);
-    world.pass(LEADER_GRACE);
+    world.pass(GRACE);
+    world.settle();
+    assert_eq!(world.slices[0].endpoints.len(), 1);
+}
+
+/// A regression: while 1,000 resolvers connected to a restarted operator each of 10,000 slices was written again and again, each time with
+/// those that happened to be there, and the API server answered nobody any more.
+#[test]
+fn while_many_resolvers_come_the_slices_that_name_some_of_them_stay_as_they_are() {
+    let mut world = World::asleep();
+    for number in 3..=100 {
+        world.connect(number);
+    }
+    world.acknowledge();
+    world.settle();
+    let before = world.slices.clone();
+    assert_eq!(before[0].endpoints.len(), SETTINGS.max_slice_endpoints);
+    let all = std::mem::take(&mut world.resolvers);
+    world.leading_since = Some(world.now().instant);
+    world.arrivals.open_since = world.leading_since;
+    let named = |resolver: &ResolverObserved| {
+        before[0].endpoints.iter().any(|endpoint| resolver.identity.addresses.contains(&endpoint.address))
+    };
+    let (of_slice, others): (Vec<_>, Vec<_>) = all.into_iter().partition(named);
+    for (index, resolver) in others.into_iter().chain(of_slice).enumerate() {
+        world.resolvers.push(resolver);
+        world.arrivals.last = Some(world.now().instant);
+        world.settle();
+        assert_eq!(world.slices, before, "after {index}");
+        world.pass(Duration::from_millis(20));
+    }
+    assert!(world.plan().again.is_some_and(|again| again <= GRACE));
+    let gone = world.resolvers.pop().unwrap();
+    world.settle();
+    assert_eq!(world.slices, before, "it may be about to come again");
+    world.pass(GRACE);
+    world.settle();
+    assert_eq!(world.slices[0].endpoints.len(), SETTINGS.max_slice_endpoints);
+    assert!(world.slices[0].endpoints.iter().all(|endpoint| endpoint.node != gone.identity.node));
+}
+
+#[test]
+fn a_full_slice_of_which_nobody_comes_gets_those_who_have() {
+    let mut world = World::asleep();
+    for number in 3..=40 {
+        world.connect(number);
+    }
+    world.acknowledge();
+    world.settle();
+    let before = world.slices[0].endpoints.clone();
+    world.resolvers.clear();
+    world.connect(200);
+    world.acknowledge();
+    world.leading_since = Some(world.now().instant);
+    world.settle();
+    assert_eq!(world.slices[0].endpoints, before, "others come first");
+    assert!(world.plan().again.is_some_and(|again| again <= FIRST_ARRIVALS));
+    world.pass(FIRST_ARRIVALS);
+    world.settle();
+    assert_eq!(world.slices[0].endpoints.len(), before.len() + 1);
+    world.pass(GRACE);
     world.settle();
     assert_eq!(world.slices[0].endpoints.len(), 1);
 }

@@ -242,15 +242,17 @@ async fn follow_resolvers(resolvers: &Resolvers, controller: &Controller) {
         let due = pace.due();
         let change = match due {
             // Not left to the timeout, which others' changes would keep putting off.
-            Some(due) if due <= Instant::now() => Change::Members,
-            Some(due) => timeout_at(due.into(), changes.next()).await.unwrap_or(Change::Members),
-            None => changes.next().await,
+            Some(due) if due <= Instant::now() => None,
+            Some(due) => timeout_at(due.into(), changes.next()).await.ok(),
+            None => Some(changes.next().await),
+        };
+        let Some(change) = change else {
+            let looked_at = controller.look_at_all();
+            pace.looked(looked_at, resolvers.len(), Instant::now());
+            continue;
         };
         match change {
-            Change::Members => {
-                let looked_at = controller.look_at_all();
-                pace.looked(looked_at, resolvers.len(), Instant::now());
-            }
+            Change::Members => pace.gone(Instant::now()),
             Change::Many => pace.wanted(Instant::now()),
             Change::Service(uid) => controller.look_at_all_woken_with(&uid),
         }

@@ -1,5 +1,5 @@
-//! When everything is looked at that can wait: not before what the last look may have cost has passed since, so that a thousand
-//! resolvers that come one after the other leave time to talk to them.
+//! When everything is looked at: not before what the last look may have cost has passed since, so that a thousand resolvers that come or go
+//! one after the other leave time to talk to them.
 //!
 //! Pure. Used by [`crate::app`].
 
@@ -11,17 +11,31 @@ const LOOK: Duration = Duration::from_nanos(200);
 /// The longest pause: 10,000 ElastiServices with 1,000 resolvers.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
+/// Who has gone is looked after sooner, by this factor: connections may still be sent there.
+const GONE_SOONER: u32 = 8;
+
 /// When the next look is due, and when it may be.
 #[derive(Debug, Default)]
 pub struct Pace {
     due: Option<Instant>,
-    next: Option<Instant>,
+    /// The last look, and the pause after it.
+    last: Option<(Instant, Duration)>,
 }
 
 impl Pace {
     /// There is something to look at.
     pub fn wanted(&mut self, now: Instant) {
-        self.due.get_or_insert(self.next.map_or(now, |next| next.max(now)));
+        self.want(1, now);
+    }
+
+    /// A resolver has gone.
+    pub fn gone(&mut self, now: Instant) {
+        self.want(GONE_SOONER, now);
+    }
+
+    fn want(&mut self, sooner: u32, now: Instant) {
+        let next = self.last.map_or(now, |(last, pause)| (last + pause / sooner).max(now));
+        self.due = Some(self.due.map_or(next, |due| due.min(next)));
     }
 
     /// When everything is to be looked at; `None` while nothing is wanted.
@@ -33,7 +47,7 @@ impl Pace {
     pub fn looked(&mut self, elasti_services: usize, resolvers: usize, now: Instant) {
         let pairs = u32::try_from(elasti_services.saturating_mul(resolvers)).unwrap_or(u32::MAX);
         self.due = None;
-        self.next = Some(now + LOOK.saturating_mul(pairs).min(PAUSE_MAX));
+        self.last = Some((now, LOOK.saturating_mul(pairs).min(PAUSE_MAX)));
     }
 }
 
@@ -58,5 +72,10 @@ mod tests {
         pace.looked(usize::MAX, 2, now);
         pace.wanted(now);
         assert_eq!(pace.due(), Some(now + PAUSE_MAX));
+        pace.gone(now);
+        pace.wanted(now);
+        assert_eq!(pace.due(), Some(now + PAUSE_MAX / GONE_SOONER), "who has gone is not waited for as long");
+        pace.gone(now + PAUSE_MAX);
+        assert_eq!(pace.due(), Some(now + PAUSE_MAX / GONE_SOONER), "what is due stays so");
     }
 }

@@ -15,7 +15,7 @@ use http_body_util::BodyExt;
 use http_body_util::channel::Sender;
 use hyper::body::Incoming;
 use tokio::sync::Notify;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout, timeout_at};
 use tokio_util::codec::{AnyDelimiterCodec, AnyDelimiterCodecError, Decoder};
 
 use super::Streams;
@@ -28,6 +28,13 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Lines are sent together until they are this long, in bytes: half of what may be on its way to a resolver.
 const FRAME: usize = 32 << 10;
+
+/// A timer that is late by this much says that this replica was too busy, or stopped, to hear anybody. To end streams for that would
+/// make it busier: their resolvers begin anew.
+const LATE: Duration = Duration::from_millis(100);
+
+/// After this long even who has not been listened to is gone.
+const LATE_MAX: Duration = Duration::from_secs(10);
 
 /// Why a stream has ended.
 #[derive(Debug, thiserror::Error)]
@@ -114,7 +121,16 @@ impl Lines {
     }
 
     async fn next(&mut self) -> Result<Bytes, Ended> {
-        timeout(HEARTBEAT_TIMEOUT, self.line()).await.map_err(|_| Ended::Silent)?
+        let begun = Instant::now();
+        let mut deadline = begun + HEARTBEAT_TIMEOUT;
+        loop {
+            match timeout_at(deadline.into(), self.line()).await {
+                Ok(line) => return line,
+                Err(_) if deadline.elapsed() < LATE || begun.elapsed() >= LATE_MAX => return Err(Ended::Silent),
+                // It may have spoken all the time.
+                Err(_) => deadline = Instant::now() + HEARTBEAT_INTERVAL,
+            }
+        }
     }
 
     async fn line(&mut self) -> Result<Bytes, Ended> {

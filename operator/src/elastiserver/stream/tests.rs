@@ -276,6 +276,18 @@ async fn a_silent_resolver_is_gone_and_one_that_beats_stays() {
     silent.is_ended().await;
 }
 
+/// A regression: an operator that was busy for seconds, as with a thousand resolvers at once, ended the streams of all that it had not
+/// listened to meanwhile, and was the busier for it.
+#[tokio::test]
+async fn who_was_not_listened_to_is_not_silent() {
+    let world = world().await;
+    let mut resolver = world.resolver("r-1", "node").await;
+    // This runtime has one thread: nobody is listened to, and nobody speaks.
+    std::thread::sleep(HEARTBEAT_TIMEOUT + HEARTBEAT_INTERVAL);
+    resolver.say(&ack(1)).await;
+    world.until(|observed| observed.iter().any(|one| one.ack.is_some())).await;
+}
+
 #[tokio::test]
 async fn a_resolver_that_reconnects_is_known_by_its_new_stream() {
     let world = world().await;

@@ -20,7 +20,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ServerConfig;
-use rustls::server::ResolvesServerCert;
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -49,9 +49,15 @@ const SYNC_TIMEOUT: Duration = Duration::from_secs(4);
 /// Pause after a failed accept: the cause, mostly too many open files, does not go away within microseconds.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// What HTTP/2 buffers of a stream in each direction, in bytes. Resolvers' messages are some hundred bytes; 5,000 of
-/// them that are not read yet shall not fill the memory.
+/// What TLS and HTTP/2 each buffer for a resolver, in bytes: a thousand that are told everything at once shall not fill the memory.
+const SENT: usize = 16 << 10;
+
+/// What resolvers may have said on one connection that is not read yet, in bytes: HTTP/2 begins with as much.
 const WINDOW: u32 = 64 << 10;
+
+/// What a resolver may have said that is not read yet, in bytes. The reader of HTTP/2 (tokio-util's `FramedRead`) begins with 8 KiB, grows as
+/// frames ask for it, and gives nothing back as long as the stream lasts: with frames of 16 KiB it came to 64 KiB for each resolver.
+const RECEIVED: u32 = 4 << 10;
 
 /// Room for a token in the request's header, in bytes.
 const HEADER_MAX: u32 = 32 << 10;
@@ -120,6 +126,9 @@ impl StreamServer {
             .with_no_client_auth()
             .with_cert_resolver(certificates);
         tls.alpn_protocols = vec![b"h2".to_vec()];
+        // Resolvers read the CA's certificates anew for each connection, and resume none.
+        tls.send_tls13_tickets = 0;
+        tls.session_storage = Arc::new(NoServerSessionStorage {});
         Ok(Self { listener, address, tls: TlsAcceptor::from(Arc::new(tls)) })
     }
 
@@ -170,7 +179,8 @@ impl Connection {
     async fn serve(self, socket: TcpStream, peer: SocketAddr, tls: TlsAcceptor) -> Result<(), String> {
         // A wake is one small message; it must not wait for the acknowledgement of another.
         socket.set_nodelay(true).map_err(|error| error.to_string())?;
-        let socket = timeout(HANDSHAKE_TIMEOUT, tls.accept(socket)).await.map_err(|_| "no TLS handshake".to_owned())?;
+        let handshake = tls.accept_with(socket, |tls| tls.set_buffer_limit(Some(SENT)));
+        let socket = timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| "no TLS handshake".to_owned())?;
         let socket = socket.map_err(|error| error.to_string())?;
         let admitted = self.admitted.clone();
         let service = service_fn(move |request| {
@@ -179,9 +189,9 @@ impl Connection {
         });
         let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
         http.timer(TokioTimer::new())
-            .initial_stream_window_size(WINDOW)
+            .initial_stream_window_size(RECEIVED)
             .initial_connection_window_size(WINDOW)
-            .max_send_buf_size(WINDOW as usize)
+            .max_send_buf_size(SENT)
             .max_header_list_size(HEADER_MAX)
             .max_concurrent_streams(1)
             .keep_alive_interval(PING_INTERVAL)

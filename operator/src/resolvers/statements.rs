@@ -39,10 +39,11 @@ impl<T: Clone + Default + PartialEq> Statements<T> {
 
     /// Changes what this resolver says of this ElastiService.
     pub(super) fn change<R>(&mut self, uid: &str, resolver: usize, change: impl FnOnce(&mut T) -> R) -> R {
-        if !self.of_service.contains_key(uid) {
-            self.of_service.insert(uid.to_owned(), vec![]);
-        }
-        let groups = self.of_service.entry(uid.to_owned()).or_default();
+        let groups = match self.of_service.get_mut(uid) {
+            Some(groups) => groups,
+            // Nearly always there is one group, and `Vec` begins with room for four.
+            None => self.of_service.entry(uid.to_owned()).or_insert_with(|| Vec::with_capacity(1)),
+        };
         let before = groups.iter().position(|group| group.by.contains(resolver));
         let mut said = before.map(|group| groups[group].said.clone()).unwrap_or_default();
         let result = change(&mut said);

@@ -26,8 +26,8 @@ use crate::resolvers::{Ack, Activity, Connection, Identity, TooManyServices, Tra
 /// A resolver that takes nothing of what it is sent for this long is ended: it would go on with an outdated state.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Lines are sent together until they are this long, in bytes: half of what may be on its way to a resolver.
-const FRAME: usize = 32 << 10;
+/// Lines are sent together until they are this long, in bytes.
+const FRAME: usize = 8 << 10;
 
 /// A timer that is late by this much says that this replica was too busy, or stopped, to hear anybody. To end streams for that would
 /// make it busier: their resolvers begin anew.

@@ -36,6 +36,9 @@ const LATE: Duration = Duration::from_millis(100);
 /// After this long even who has not been listened to is gone.
 const LATE_MAX: Duration = Duration::from_secs(10);
 
+/// A heartbeat follows the resolver's own, for which all is awake and a packet goes back anyway; if none has come for this long it goes alone.
+const UNANSWERED: Duration = HEARTBEAT_INTERVAL.saturating_add(Duration::from_millis(125));
+
 /// Why a stream has ended.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Ended {
@@ -78,18 +81,19 @@ pub(super) async fn run(
     );
     let connection = streams.resolvers.connect(identity);
     let _counted = streams.metrics.stream();
-    let unclear = Unclear::default();
+    let (unclear, beats) = (Unclear::default(), Notify::new());
     let mut reader = Reader {
         streams,
         connection: &connection,
         unclear: &unclear,
+        beats: &beats,
         newer: None,
         malformed_told: false,
         started: Instant::now(),
     };
     tokio::select! {
         ended = reader.run(&mut lines) => ended,
-        ended = write(&connection, sender, feed, &unclear) => ended,
+        ended = write(&connection, sender, feed, &unclear, &beats) => ended,
     }
 }
 
@@ -187,6 +191,8 @@ struct Reader<'a> {
     streams: &'a Streams,
     connection: &'a Connection,
     unclear: &'a Unclear,
+    /// Told of the resolver's heartbeats.
+    beats: &'a Notify,
     /// Set once the resolver has sent something of a newer version.
     newer: Option<GaugeGuard>,
     malformed_told: bool,
@@ -223,8 +229,12 @@ impl Reader<'_> {
                 self.connection.leaving();
                 Ok(())
             }
+            ResolverMessage::Heartbeat => {
+                self.beats.notify_one();
+                Ok(())
+            }
             // A second Hello says nothing that the first has not said.
-            ResolverMessage::Heartbeat | ResolverMessage::Hello { .. } => Ok(()),
+            ResolverMessage::Hello { .. } => Ok(()),
         }
     }
 
@@ -267,16 +277,29 @@ async fn write(
     mut sender: Sender<Bytes>,
     mut feed: Feed,
     unclear: &Unclear,
+    beats: &Notify,
 ) -> Result<Infallible, Ended> {
-    let mut tick = interval(HEARTBEAT_INTERVAL);
+    let mut tick = interval(UNANSWERED);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first is due at once, and Hello comes before it.
     tick.tick().await;
+    let mut last = Instant::now();
     loop {
         let line = tokio::select! {
             line = feed.next() => gather(connection, line?, &mut feed)?,
             parts = unclear.next() => encode(&OperatorMessage::Unclear { parts }).map_err(FeedError::from)?.into(),
-            _ = tick.tick() => feed.heartbeat()?,
+            () = beats.notified() => {
+                if last.elapsed() < HEARTBEAT_INTERVAL / 2 {
+                    continue;
+                }
+                tick.reset();
+                last = Instant::now();
+                feed.heartbeat()?
+            }
+            _ = tick.tick() => {
+                last = Instant::now();
+                feed.heartbeat()?
+            }
         };
         match timeout(STALL_TIMEOUT, sender.send_data(line)).await {
             Ok(Ok(())) => {}

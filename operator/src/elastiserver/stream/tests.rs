@@ -276,6 +276,25 @@ async fn a_silent_resolver_is_gone_and_one_that_beats_stays() {
     silent.is_ended().await;
 }
 
+#[tokio::test]
+async fn of_a_flood_of_heartbeats_few_are_answered() {
+    let world = world().await;
+    let mut resolver = world.silent_resolver("r-1", "node").await;
+    resolver.hear_snapshot().await;
+    let started = Instant::now();
+    for _ in 0..100 {
+        resolver.say(&ResolverMessage::Heartbeat).await;
+    }
+    world.streams.publication.publish(state(1, 1));
+    while !resolver.buffer.windows(9).any(|text| text == br#""service""#) {
+        let frame = resolver.incoming.frame().await.unwrap().unwrap();
+        resolver.buffer.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new()));
+    }
+    let beats = resolver.buffer.windows(11).filter(|text| text == br#""heartbeat""#).count();
+    let most = started.elapsed().as_millis() / (HEARTBEAT_INTERVAL / 2).as_millis() + 1;
+    assert!(beats as u128 <= most, "{beats}");
+}
+
 /// A regression: an operator that was busy for seconds, as with a thousand resolvers at once, ended the streams of all that it had not
 /// listened to meanwhile, and was the busier for it.
 #[tokio::test]

@@ -62,6 +62,8 @@ struct Log {
     summary: Summary,
     /// And which they are, by part.
     parts: Vec<BTreeSet<String>>,
+    /// What they ask, by part, once somebody has wanted to know: after a restart every resolver does.
+    asked: HashMap<u16, Arc<[(String, Asked)]>>,
     /// The end of a whole snapshot, and up to where it is one.
     end: Option<(u64, Bytes)>,
     removals: VecDeque<u64>,
@@ -77,6 +79,7 @@ impl Default for Log {
             positions: HashMap::new(),
             summary: Summary::default(),
             parts: vec![BTreeSet::new(); PARTS],
+            asked: HashMap::new(),
             end: None,
             removals: VecDeque::new(),
             dropped: 0,
@@ -196,14 +199,17 @@ impl Publication {
     }
 
     /// What the states of a part ask, by UID, if `summary` is theirs; `None` if other ones hold.
-    pub fn asked(&self, part: u16, summary: u64) -> Option<Vec<(String, Asked)>> {
-        let log = self.log();
+    pub fn asked(&self, part: u16, summary: u64) -> Option<Arc<[(String, Asked)]>> {
+        let log = &mut *self.log();
         if log.summary.of(part) != summary {
             return None;
         }
         let uids = log.parts.get(usize::from(part))?;
-        let state = |uid: &String| log.entries.get(log.positions.get(uid)?)?.state.as_ref();
-        Some(uids.iter().filter_map(|uid| Some((uid.clone(), state(uid)?.asks()))).collect())
+        let asked = log.asked.entry(part).or_insert_with(|| {
+            let state = |uid: &String| log.entries.get(log.positions.get(uid)?)?.state.as_ref();
+            uids.iter().filter_map(|uid| Some((uid.clone(), state(uid)?.asks()))).collect()
+        });
+        Some(Arc::clone(asked))
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
@@ -218,6 +224,7 @@ impl Log {
         if let Some(old) = self.positions.get(&entry.uid).and_then(|old| self.entries.remove(old)) {
             self.summary.remove(old.part, old.fingerprint);
         }
+        self.asked.remove(&entry.part);
         self.latest += 1;
         self.entries.insert(self.latest, entry);
         self.latest

@@ -237,15 +237,15 @@ impl Connection {
     }
 
     /// The resolver has said at once what it has made of many states.
-    pub fn acknowledged_all(&self, acks: Vec<(String, Ack)>) -> Result<(), TooManyServices> {
+    pub fn acknowledged_all<'a>(&self, acks: impl Iterator<Item = (&'a str, Ack)>) -> Result<(), TooManyServices> {
         let changed = self.with(|resolver, said| {
             let number = resolver.number;
             let mut changed = Vec::new();
             for (uid, ack) in acks {
-                if said.spoken_of(number) >= SERVICES_MAX && !said.contains(&uid, number) {
+                if said.spoken_of(number) >= SERVICES_MAX && !said.contains(uid, number) {
                     return Err(TooManyServices);
                 }
-                if said.change(&uid, number, |said| said.ack.replace(ack.clone()).as_ref() != Some(&ack)) {
+                if said.change(uid, number, |said| said.ack.replace(ack.clone()).as_ref() != Some(&ack)) {
                     changed.push(uid);
                 }
             }
@@ -256,7 +256,7 @@ impl Connection {
             self.resolvers.tell(Change::Many);
         } else {
             for uid in changed {
-                self.resolvers.tell(Change::Service(uid));
+                self.resolvers.tell(Change::Service(uid.to_owned()));
             }
         }
         Ok(())
@@ -461,7 +461,8 @@ mod tests {
         let resolvers = Resolvers::new();
         let resolver = resolvers.connect(identity("a", "x"));
         let mut changes = resolvers.changes();
-        let acks = |count: usize, revision| (0..count).map(|uid| (uid.to_string(), ack(revision))).collect::<Vec<_>>();
+        let uids: Vec<String> = (0..=MANY).map(|uid| uid.to_string()).collect();
+        let acks = |count: usize, revision| uids[..count].iter().map(move |uid| (uid.as_str(), ack(revision)));
         resolver.acknowledged_all(acks(MANY + 1, 1)).unwrap();
         assert_eq!(changes.next().await, Change::Many);
         resolver.acknowledged_all(acks(MANY + 1, 1)).unwrap();

@@ -219,14 +219,14 @@ fn what_states_of_a_part_ask_is_told_to_whom_has_them() {
     publication.publish(ServiceState { redirect: true, holding: true, ..state("b", 7) });
     publication.set_synced();
     let known = knows(&told(&mut follow(&publication)));
-    let asked = |uid: &str| publication.asked(part(uid), known.of(part(uid)));
+    let asked = |uid: &str| publication.asked(part(uid), known.of(part(uid))).map(|asked| asked.to_vec());
     assert_eq!(asked("a"), Some(vec![("a".into(), Asked { revision: 1, redirecting: false, holding: false })]));
     assert_eq!(asked("b"), Some(vec![("b".into(), Asked { revision: 7, redirecting: true, holding: true })]));
     publication.publish(state("a", 2));
     assert_eq!(asked("a"), None);
     publication.remove("b");
     assert_eq!(asked("b"), None);
-    assert_eq!(publication.asked(part("b"), 0), Some(vec![]), "nothing is in it");
+    assert_eq!(publication.asked(part("b"), 0).map(|asked| asked.len()), Some(0), "nothing is in it");
 }
 
 #[test]

@@ -241,18 +241,20 @@ impl Reader<'_> {
     /// As if each state of these parts had been acknowledged as it asks.
     fn in_effect(&self, parts: Vec<(u16, u64)>) -> Result<(), TooManyServices> {
         let redirects = self.connection.redirects();
-        let (mut acks, mut unclear) = (Vec::new(), Vec::new());
+        let (mut understood, mut unclear) = (Vec::new(), Vec::new());
         for (part, summary) in parts {
             let Some(asked) = self.streams.publication.asked(part, summary) else {
                 unclear.push(part);
                 continue;
             };
-            acks.extend(asked.into_iter().map(|(uid, Asked { revision, redirecting, holding })| {
-                let redirecting = redirecting && redirects;
-                (uid, Ack { revision, listening: true, redirecting, holding, error: None })
-            }));
+            understood.push(asked);
         }
         self.unclear.add(unclear);
+        let acks = understood.iter().flat_map(|asked| asked.iter()).map(|(uid, asked)| {
+            let Asked { revision, redirecting, holding } = *asked;
+            let redirecting = redirecting && redirects;
+            (uid.as_str(), Ack { revision, listening: true, redirecting, holding, error: None })
+        });
         self.connection.acknowledged_all(acks)
     }
 

@@ -14,6 +14,7 @@ use elasti_resolver::fallback::Patience;
 use elasti_runtime::telemetry::{Format, Level, subscriber};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::operator::{Identity, Operator};
@@ -142,6 +143,32 @@ pub(crate) fn free_port() -> u16 {
 
 pub(crate) async fn dial(port: u16) -> TcpStream {
     TcpStream::connect(("127.0.0.1", port)).await.unwrap()
+}
+
+/// The clock of this test's runtime, which is the resolver's too, stands until it goes on: no timer ends, unless
+/// [`tokio::time::advance`] says so. When nothing has come of that before the deadline, as the machine's clock has it, it jumps from
+/// timer to timer, so that a test that waits in vain fails. Needs a runtime of one thread.
+pub(crate) struct StandingClock {
+    since: Instant,
+    /// Tells the task that keeps it standing to end.
+    _goes_on: std::sync::mpsc::Sender<()>,
+}
+
+impl StandingClock {
+    pub(crate) fn new() -> Self {
+        let (goes_on, waits) = std::sync::mpsc::channel();
+        tokio::time::pause();
+        // While it runs, Tokio does not take an idle runtime for a reason to jump to the next timer.
+        tokio::task::spawn_blocking(move || waits.recv_timeout(DEADLINE));
+        Self { since: Instant::now(), _goes_on: goes_on }
+    }
+
+    /// Lets it go on; says by how much it has been put forward.
+    pub(crate) fn goes_on(self) -> Duration {
+        let passed = self.since.elapsed();
+        tokio::time::resume();
+        passed
+    }
 }
 
 /// Waits for a reset.

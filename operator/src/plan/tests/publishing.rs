@@ -247,7 +247,7 @@ fn a_new_leader_leaves_slices_whose_resolvers_have_not_connected_to_it_yet() {
     world.resolvers.retain(|resolver| before[&resolver.identity.addresses[0]] == first);
     world.settle();
     assert_eq!(world.slices.len(), 2);
-    world.pass(LEADER_GRACE);
+    world.pass(GRACE);
     world.settle();
     assert_eq!(world.slices.len(), 1);
 }

@@ -272,7 +272,7 @@ pub struct Observed<'a> {
     pub stale_private: Vec<String>,
     /// Every resolver that is connected to this replica.
     pub resolvers: Vec<ResolverObserved>,
-    /// When they came.
+    /// When they came, and who has gone.
     pub arrivals: Arrivals,
     /// What the triggers said last; `None` before the first answer.
     pub triggers: Option<TriggersObserved>,

@@ -11,6 +11,7 @@
 //! - only the Lease holder stops intercepting; any replica starts it for a target found at zero;
 //! - the status is written first: resolvers are told only what has been read back from it, and that a target is at zero.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use elasti_api::message::{Mode, ServiceState};
@@ -608,12 +609,15 @@ impl Planner<'_> {
             return;
         }
         let gathering = self.gathering();
+        let leaving = self.observed.resolvers.iter().filter(|resolver| gathering.is_some() && resolver.leaving);
+        let leaving: Vec<IpAddr> = leaving.flat_map(|resolver| resolver.identity.addresses.clone()).collect();
+        let gone = |address| leaving.contains(&address) || self.observed.arrivals.gone.contains(&address);
         for mut slice in wanted.clone() {
             let present = own.iter().find(|present| present.name == slice.name);
             if let (Some(first), Some(present)) = (gathering, present) {
                 let limit = self.settings.max_slice_endpoints;
                 let full = !service.local_traffic_policy && present.endpoints.len() >= limit;
-                slice = slices::meanwhile(present, slice, full, first);
+                slice = slices::meanwhile(present, slice, full, first, gone);
             }
             if present.is_none_or(|present| **present != slice) {
                 self.actions.push(Action::ApplySlice(slice));

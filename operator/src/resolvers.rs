@@ -131,9 +131,9 @@ impl Resolvers {
         self.table().arrivals.open_since.get_or_insert_with(Instant::now);
     }
 
-    /// When resolvers came.
+    /// When resolvers came, and who has gone.
     pub fn arrivals(&self) -> Arrivals {
-        self.table().arrivals
+        self.table().arrivals.clone()
     }
 
     /// What changes from now on.
@@ -146,9 +146,8 @@ impl Resolvers {
         let pod = identity.pod.clone();
         let stream = {
             let mut table = self.table();
-            if !table.remove(&pod) {
-                table.arrivals.last = Some(Instant::now());
-            }
+            let new = !table.remove(&pod);
+            table.arrivals.came(&identity.addresses, new, Instant::now());
             table.streams += 1;
             let (stream, number) = (table.streams, table.number());
             let identity = Arc::new(identity);
@@ -193,6 +192,7 @@ impl Table {
         let removed = self.by_pod.remove(pod);
         if let Some(resolver) = &removed {
             self.said.forget_all(resolver.number);
+            self.arrivals.went(&resolver.identity.addresses);
         }
         removed.is_some()
     }
@@ -422,10 +422,11 @@ mod tests {
         new.acknowledged("u", ack(1)).unwrap();
         old.acknowledged("u", ack(7)).unwrap();
         drop(old);
+        assert!(resolvers.arrivals().gone.is_empty());
         assert_eq!(pods(&resolvers), [("a".into(), "x".into()), ("b".into(), "new".into())]);
         assert_eq!(resolvers.observed("u")[1].ack, Some(ack(1)));
         drop(new);
-        assert_eq!(resolvers.len(), 1);
+        assert_eq!((resolvers.len(), resolvers.arrivals().gone.len()), (1, 1));
     }
 
     #[tokio::test]

@@ -108,15 +108,23 @@ pub fn emptied(slice: &ResolverSlice, wanted: &[ResolverSlice]) -> bool {
     of_family.peek().is_some() && of_family.all(|wanted| wanted.name != slice.name)
 }
 
-/// A slice while resolvers are still coming: nobody leaves it. One that is `full` names some of many, and some of those are enough until
-/// the others are back too; with `first` they may all still be to come. It is not written for each that takes their place meanwhile.
-pub fn meanwhile(present: &ResolverSlice, wanted: ResolverSlice, full: bool, first: bool) -> ResolverSlice {
-    let some = || wanted.endpoints.iter().any(|endpoint| present.endpoints.binary_search(endpoint).is_ok());
-    if full && present.ports == wanted.ports && (first || some()) {
-        return present.clone();
+/// A slice while resolvers are still coming: nobody leaves it but those who have `gone`, or are about to. One that is `full` names some of
+/// many, and some of those are enough until the others are back too; with `first` they may all still be to come. It is not written for each that
+/// takes their place meanwhile.
+pub fn meanwhile(
+    present: &ResolverSlice,
+    wanted: ResolverSlice,
+    full: bool,
+    first: bool,
+    gone: impl Fn(IpAddr) -> bool,
+) -> ResolverSlice {
+    let staying: Vec<_> = present.endpoints.iter().filter(|endpoint| !gone(endpoint.address)).cloned().collect();
+    let some = || wanted.endpoints.iter().any(|endpoint| staying.binary_search(endpoint).is_ok());
+    if full && present.ports == wanted.ports && (first && !staying.is_empty() || some()) {
+        return ResolverSlice { endpoints: staying, ..wanted };
     }
     let mut slice = wanted;
-    slice.endpoints.extend(present.endpoints.iter().cloned());
+    slice.endpoints.extend(staying);
     slice.endpoints.sort();
     slice.endpoints.dedup();
     slice

@@ -221,7 +221,7 @@ impl World {
             slices: self.slices.clone(),
             stale_private: vec![],
             resolvers: self.resolvers.clone(),
-            arrivals: self.arrivals,
+            arrivals: self.arrivals.clone(),
             triggers: self.triggers.clone(),
             diagnosis: None,
             partners: self.partners.clone(),

@@ -70,6 +70,34 @@ fn while_many_resolvers_come_the_slices_that_name_some_of_them_stay_as_they_are(
 }
 
 #[test]
+fn while_resolvers_come_those_that_have_gone_or_are_leaving_leave_the_slices_at_once() {
+    for number in [4, 100] {
+        let mut world = World::asleep();
+        for number in 3..=number {
+            world.connect(number);
+        }
+        world.acknowledge();
+        world.settle();
+        world.leading_since = Some(world.now().instant);
+        let named = |world: &World, resolver: &ResolverObserved| {
+            world.slices[0].endpoints.iter().any(|endpoint| resolver.identity.addresses.contains(&endpoint.address))
+        };
+        let (mut of_slice, _): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut world.resolvers).into_iter().partition(|resolver| named(&world, resolver));
+        let (unseen, gone) = (of_slice.pop().unwrap(), of_slice.pop().unwrap());
+        world.resolvers = of_slice;
+        world.resolvers.push(gone.clone());
+        world.resolvers.last_mut().unwrap().leaving = true;
+        world.settle();
+        assert!(named(&world, &unseen) && !named(&world, &gone), "{number}: it is about to go");
+        let other = world.resolvers.remove(0);
+        std::sync::Arc::make_mut(&mut world.arrivals.gone).extend(&other.identity.addresses);
+        world.settle();
+        assert!(named(&world, &unseen) && !named(&world, &other), "{number}: it has gone");
+    }
+}
+
+#[test]
 fn a_full_slice_of_which_nobody_comes_gets_those_who_have() {
     let mut world = World::asleep();
     for number in 3..=40 {

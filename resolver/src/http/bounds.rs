@@ -7,9 +7,12 @@
 use hyper::{client, server};
 use hyper_util::rt::TokioExecutor;
 
-/// Bytes that one side of an HTTP/1 connection may be ahead of the other; the longest head too. Proxies as a rule take shorter
+/// Bytes that a client of HTTP/1 may be ahead of its target; the longest head of a request too. Proxies as a rule take shorter
 /// heads (Envoy 60 KiB, nginx 32 KiB).
 const BUFFER: usize = 64 << 10;
+
+/// Bytes that a target of HTTP/1 may be ahead of its client. With a quarter of it large bodies cost 2.5 times the CPU time.
+const BODY: usize = 256 << 10;
 
 /// Bytes of one stream of HTTP/2 that may be on their way to us, and as many that may wait to be sent on. Within a cluster, where
 /// a round trip takes a millisecond at most, 64 MB a second.
@@ -38,7 +41,7 @@ pub fn http2_server() -> server::conn::http2::Builder<TokioExecutor> {
 /// Of a connection to a target that speaks HTTP/1.
 pub fn http1_client() -> client::conn::http1::Builder {
     let mut builder = client::conn::http1::Builder::new();
-    builder.max_buf_size(BUFFER);
+    builder.max_buf_size(BODY);
     builder
 }
 
